@@ -1,0 +1,1 @@
+"""What runs it all: the `shrk` command, Kafka, PostgreSQL, migrations, benches, docs. Read cli.py first."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP front: admission, dispatch, metering. Read app.py first."""

@@ -1,0 +1,1 @@
+"""The node: pulls jobs from its mailbox, runs an engine, streams tokens back. Read agent.py first."""
