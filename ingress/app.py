@@ -136,4 +136,6 @@ def _on_http_error(request: Request, error: Exception) -> Response:
 
 def _on_any_error(request: Request, error: Exception) -> Response:
     log.error("request %s failed: %s", request.state.request_id, type(error).__name__, exc_info=error)
-    return _on_api_error(request, ApiError("internal_error"))
+    response = _on_api_error(request, ApiError("internal_error"))
+    response.headers["x-shiver-request-id"] = request.state.request_id  # this handler stands outside RequestIds
+    return response

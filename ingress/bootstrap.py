@@ -1,4 +1,4 @@
-"""Wires the ingress: environment -> connections -> the parts of a request. Nothing else in this package connects anything."""
+"""Wires the ingress: environment -> connections -> the parts of a request. Nothing else here connects anything."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Ingress:
         self.failed: asyncio.Event = asyncio.Event()  # the process cannot go on and wants to be restarted
 
     async def start(self) -> None:
-        """Connect everything. Raises KafkaError, LedgerUnavailable, OSError or asyncpg errors, each naming what failed."""
+        """Connect everything. Raises KafkaError, LedgerUnavailable, OSError or asyncpg errors."""
         settings = self._settings
         self.pool = await open_pool(settings.database_url)
         self.router = Router(self.boot_id)
