@@ -1,0 +1,173 @@
+-- Admission: one call decides everything that a request needs, or refuses and consumes nothing.
+--
+-- Lock order: keys, wallets, sandbox_days, admissions (see 0001_state.sql).
+
+-- Outcomes, in order of precedence:
+--   catching_up           the server restarted; the projection has not yet read to the log's end of then (C7)
+--   owner_lapsed          the calling ingress has no living lease: the expiry may already own its requests (C3)
+--   invalid_key           unknown id or another secret
+--   key_revoked
+--   open_request_cap      the key has open_max requests open
+--   daily_cap_exceeded    a sandbox owner's UTC day is used up
+--   insufficient_balance  balance minus holds is below this hold
+--   ok
+-- Idempotent by request id: a repeated call answers what the first one did and takes nothing twice.
+create function state.admit(
+    a_request_id uuid, a_key_id text, a_sha256 bytea, a_hold_nano bigint, a_owner text, a_node_id text, a_model text,
+    a_lane text, a_lane_offset bigint, a_cap_nano_usd bigint, a_dry_run boolean,
+    out outcome text, out wallet_id text, out tier text, out payer text, out asset text, out rate_nano_usd bigint,
+    out cap_day date, out now_ms bigint, out available_nano bigint, out open_max int
+) language plpgsql as $$
+declare
+    k state.keys;
+    w state.wallets;
+    day_used bigint;
+    hold_nano_usd bigint := 0;
+begin
+    now_ms := floor(extract(epoch from clock_timestamp()) * 1000);
+    if not exists (select from state.readiness r where r.server_id = state.server_id()) then
+        outcome := 'catching_up';
+        return;
+    end if;
+    if not exists (select from state.ingresses i where i.boot_id = a_owner and i.lease_until > clock_timestamp()) then
+        outcome := 'owner_lapsed';
+        return;
+    end if;
+
+    select * into k from state.keys where key_id = a_key_id for no key update;
+    if not found or k.sha256 <> a_sha256 then
+        outcome := 'invalid_key';
+        return;
+    end if;
+    wallet_id := k.wallet_id;
+    tier := k.tier;
+    open_max := k.open_max;
+    if k.revoked_at is not null then
+        outcome := 'key_revoked';
+        return;
+    end if;
+    select * into w from state.wallets where wallets.wallet_id = k.wallet_id for no key update;
+    asset := w.asset;
+    select r.nano_usd into rate_nano_usd from state.rates r where r.asset = w.asset;
+
+    -- After the locks, so that a repeated call waits for the first one and then sees its row.
+    select a.payer, a.cap_day into payer, cap_day from state.admissions a where a.request_id = a_request_id;
+    if found then
+        outcome := 'ok';
+        return;
+    end if;
+    if k.open_requests >= k.open_max then
+        outcome := 'open_request_cap';
+        return;
+    end if;
+
+    if k.tier = 'dev' then
+        payer := 'platform:sandbox';
+        cap_day := (clock_timestamp() at time zone 'UTC')::date;
+        hold_nano_usd := state.to_nano_usd(a_hold_nano, rate_nano_usd);
+        select d.used_nano_usd into day_used from state.sandbox_days d
+            where d.owner_id = w.owner_id and d.day = cap_day for no key update;
+        available_nano := a_cap_nano_usd - coalesce(day_used, 0);
+        if available_nano < hold_nano_usd then
+            outcome := 'daily_cap_exceeded';
+            return;
+        end if;
+    else
+        payer := 'wallet:' || w.wallet_id;
+        -- The wallet's row is locked: the projection changes balance and held_nano in one transaction behind that lock.
+        select coalesce(sum(c.balance_nano), 0) - w.held_nano into available_nano from derived.accounts c
+            where c.account = payer and c.asset = w.asset and c.partition = w.partition;
+        if available_nano < a_hold_nano then
+            outcome := 'insufficient_balance';
+            return;
+        end if;
+    end if;
+    outcome := 'ok';
+    if a_dry_run then
+        return;
+    end if;
+
+    -- After this point the call succeeds.
+    insert into state.admissions (request_id, key_id, wallet_id, owner_id, payer, asset, hold_nano, hold_nano_usd,
+                                  cap_day, owner, node_id, model, lane, lane_offset)
+        values (a_request_id, k.key_id, w.wallet_id, w.owner_id, payer, w.asset, a_hold_nano, hold_nano_usd,
+                cap_day, a_owner, a_node_id, a_model, a_lane, a_lane_offset);
+    update state.keys set open_requests = open_requests + 1 where key_id = k.key_id;
+    if k.tier = 'dev' then
+        insert into state.sandbox_days as d (owner_id, day, used_nano_usd) values (w.owner_id, cap_day, hold_nano_usd)
+            on conflict (owner_id, day) do update set used_nano_usd = d.used_nano_usd + excluded.used_nano_usd;
+    else
+        update state.wallets set held_nano = held_nano + a_hold_nano where wallets.wallet_id = w.wallet_id;
+    end if;
+end $$;
+
+-- Nano units of an asset in nano USD, rounded up: a cap is never passed by rounding.
+create function state.to_nano_usd(amount_nano bigint, rate_nano_usd bigint) returns bigint
+language sql immutable as
+$$ select least(ceil(amount_nano::numeric * rate_nano_usd / 1000000000), 9000000000000000000)::bigint $$;
+
+-- The end of a request is acked in the log: its hold shrinks to the charge and its slot is free at once, so that the
+-- next request is not refused because the projection lags (S4). An update and never an upsert: where the projection was
+-- faster there is no row any more and nothing to do. `a_charge_nano` is what the accepted payer pays.
+create function state.settle(a_request_id uuid, a_charge_nano bigint) returns boolean
+language plpgsql as $$
+declare
+    a state.admissions;
+    usd bigint;
+begin
+    select * into a from state.admissions where request_id = a_request_id;
+    if not found then
+        return false;
+    end if;
+    perform from state.keys where key_id = a.key_id for no key update;
+    perform from state.wallets where wallet_id = a.wallet_id for no key update;
+    perform from state.sandbox_days where owner_id = a.owner_id and day = a.cap_day for no key update;
+    select * into a from state.admissions where request_id = a_request_id for update;
+    if not found or not a.slot or a_charge_nano > a.hold_nano then
+        return false;
+    end if;
+    usd := case when a.cap_day is null then 0 else least(a.hold_nano_usd, state.to_nano_usd(a_charge_nano,
+        (select nano_usd from state.rates r where r.asset = a.asset))) end;
+    update state.admissions set slot = false, hold_nano = a_charge_nano, hold_nano_usd = usd
+        where request_id = a_request_id;
+    update state.keys set open_requests = open_requests - 1 where key_id = a.key_id;
+    if a.payer = 'wallet:' || a.wallet_id then
+        update state.wallets set held_nano = held_nano - (a.hold_nano - a_charge_nano) where wallet_id = a.wallet_id;
+    elsif a.cap_day is not null then
+        update state.sandbox_days set used_nano_usd = used_nano_usd - (a.hold_nano_usd - usd)
+            where owner_id = a.owner_id and day = a.cap_day;
+    end if;
+    return true;
+end $$;
+
+-- The projection's half: requests that ended in the log give back slot and hold, in the transaction that books them.
+-- `a_charges_nano` runs beside `a_request_ids`: what the payer of each admission was charged, which stays counted
+-- against a sandbox day. An id without an admission is skipped.
+create function state.release(a_request_ids uuid[], a_charges_nano bigint[]) returns void
+language plpgsql as $$
+begin
+    perform from state.keys where key_id in (select a.key_id from state.admissions a
+        where a.request_id = any (a_request_ids)) order by key_id for no key update;
+    perform from state.wallets where wallet_id in (select a.wallet_id from state.admissions a
+        where a.request_id = any (a_request_ids)) order by wallet_id for no key update;
+    perform from state.sandbox_days where (owner_id, day) in (select a.owner_id, a.cap_day from state.admissions a
+        where a.request_id = any (a_request_ids)) order by owner_id, day for no key update;
+    with ended as (
+        select * from unnest(a_request_ids, a_charges_nano) as e (request_id, charge_nano)
+    ), gone as (
+        delete from state.admissions a using ended e where a.request_id = e.request_id
+        returning a.*, case when a.cap_day is null then 0 else least(a.hold_nano_usd, state.to_nano_usd(e.charge_nano,
+            (select nano_usd from state.rates r where r.asset = a.asset))) end as kept_nano_usd
+    ), freed_slots as (
+        update state.keys k set open_requests = open_requests - g.n
+        from (select key_id, count(*) as n from gone where slot group by key_id) g where k.key_id = g.key_id
+    ), freed_holds as (
+        update state.wallets w set held_nano = held_nano - g.held
+        from (select wallet_id, sum(hold_nano)::bigint as held from gone where payer = 'wallet:' || wallet_id
+              group by wallet_id) g where w.wallet_id = g.wallet_id
+    )
+    update state.sandbox_days d set used_nano_usd = used_nano_usd - g.unused
+    from (select owner_id, cap_day, sum(hold_nano_usd - kept_nano_usd)::bigint as unused from gone
+          where cap_day is not null group by owner_id, cap_day) g
+    where d.owner_id = g.owner_id and d.day = g.cap_day;
+end $$;

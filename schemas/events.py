@@ -1,0 +1,162 @@
+"""The facts of the ledger log, in the past tense. This file is the contract of the books.
+
+Every event is a frozen model with a stable `type` and `version`; a field that is not named here is refused, and so is a
+value of another type (a float for an amount, say). Money is `int` in nano units (1e-9) of `asset`; times are
+milliseconds since 1970 in UTC. The Kafka key of a record is the event's `wallet`.
+
+An event is an *input* to `ledger.decide`, in replay too: that it stands in the log does not mean that it had an effect.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+AMOUNT_NANO_MAX = 10**18
+TOKENS_MAX = 10**9
+SEGMENTS_MAX = 16
+
+Asset = Literal["SHIVER", "USDC"]
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}$")]
+RequestId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+AmountNano = Annotated[int, Field(ge=0, le=AMOUNT_NANO_MAX)]
+Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
+TimeMs = Annotated[int, Field(ge=0, le=2**53)]
+Epoch = Annotated[int, Field(ge=1, le=10**6)]
+
+
+class How(StrEnum):
+    """How a request ended; `ledger.rules` says who pays for each."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CLIENT_GONE = "client_gone"
+    NODE_DIED = "node_died"
+    DEADLINE = "deadline"
+    OWNER_DIED = "owner_died"
+    ZERO_TOKENS = "zero_tokens"
+    REJECTED = "rejected"
+    NO_NODE = "no_node"
+    ERROR = "error"
+    NOT_ACKED = "not_acked"
+
+
+class _Event(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1] = 1
+    wallet: Id
+    at_ms: TimeMs
+
+
+class WalletCredited(_Event):
+    """A top-up, deposit or grant. `external_ref` makes it idempotent: it counts once per wallet."""
+
+    type: Literal["wallet.credited"] = "wallet.credited"
+    asset: Asset
+    amount_nano: Annotated[int, Field(gt=0, le=AMOUNT_NANO_MAX)]
+    external_ref: Name
+    reason: Literal["top_up", "deposit", "grant"]
+    operator: Name
+
+
+class ModelPrice(BaseModel):
+    """What a model costs, in nano units per token. An image token costs `image_factor` prompt tokens."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    model: Name
+    in_nano: AmountNano
+    out_nano: AmountNano
+    image_factor: Annotated[int, Field(ge=1, le=100)] = 2
+
+
+class RequestAccepted(_Event):
+    """A hold is open and the job goes out with it. Prices and rules are fixed here for the request's whole life."""
+
+    type: Literal["request.accepted"] = "request.accepted"
+    request_id: RequestId
+    key_id: Id
+    owner: Id
+    rules_version: Annotated[int, Field(ge=1, le=1000)]
+    asset: Asset
+    prices: Annotated[tuple[ModelPrice, ...], Field(min_length=1, max_length=9)]  # the model, then its fallbacks
+    rate_nano_usd: AmountNano  # nano USD for one whole unit of the asset
+    cap_day: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")] | None  # UTC day of the sandbox cap, else None
+    hold_nano: AmountNano
+    payer: Id  # the account: "wallet:<id>" or "platform:sandbox"
+
+
+class RequestAdopted(_Event):
+    """Another process owns the request now; ends signed with a lower epoch no longer count."""
+
+    type: Literal["request.adopted"] = "request.adopted"
+    request_id: RequestId
+    epoch: Annotated[int, Field(ge=2, le=10**6)]
+    owner: Id
+
+
+class Segment(BaseModel):
+    """The tokens that one attempt delivered. The provider is the one fixed at dispatch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    node: Id
+    provider: Id
+    attempt: Annotated[int, Field(ge=1, le=SEGMENTS_MAX)]
+    tokens: Tokens
+    receipt: str | None = None
+
+
+class UsageRecorded(_Event):
+    """The request ended and these tokens were delivered."""
+
+    type: Literal["usage.recorded"] = "usage.recorded"
+    request_id: RequestId
+    epoch: Epoch
+    how: How
+    model: Name  # which of the accepted prices applies
+    prompt_tokens: Tokens
+    image_tokens: Tokens = 0
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=SEGMENTS_MAX)]
+
+
+class RequestFailed(_Event):
+    """The request ended with nothing to pay. For an id that the log has not seen it is valid too, and closes it."""
+
+    type: Literal["request.failed"] = "request.failed"
+    request_id: RequestId
+    epoch: Epoch
+    how: How
+    detail: Annotated[str, Field(max_length=200)] = ""
+
+
+Event = Annotated[
+    WalletCredited | RequestAccepted | RequestAdopted | UsageRecorded | RequestFailed, Field(discriminator="type")
+]
+_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+class UnreadableEvent(ValueError):
+    """The bytes are no event of a known type and version. Readers stop on it: nothing may be skipped in silence."""
+
+
+def parse(value: bytes) -> Event:
+    """The event in a record's value. Raises UnreadableEvent, whose text names fields but never repeats their values."""
+    try:
+        return _EVENT.validate_json(value)
+    except ValidationError as error:
+        places = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'value'}: {e['type']}"
+            for e in error.errors(include_input=False, include_url=False)
+        )
+        raise UnreadableEvent(f"not a known event: {places}") from None
+
+
+def dump(event: Event) -> bytes:
+    """The canonical bytes to append: compact JSON in field order. What is hashed later is what stands in the log."""
+    return _EVENT.dump_json(event)

@@ -1,0 +1,49 @@
+"""What nodes and ingresses say of themselves, once a second.
+
+Readers judge freshness by arrival, never by a sender's clock."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.events import Id, Name, TimeMs
+
+INTERVAL_S = 1.0
+#: A node or ingress unheard of for this long gets no new work.
+STALE_S = 3.5
+
+
+class ServedModel(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Name
+    context_tokens: Annotated[int, Field(gt=0, le=10**8)]
+
+
+class NodeHeartbeat(BaseModel):
+    """`slots` generations may run at once, `busy` of them do; a draining node takes no new job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node_id: Id
+    provider_id: Id
+    at_ms: TimeMs
+    version: Name
+    engine: Name
+    models: Annotated[tuple[ServedModel, ...], Field(max_length=64)]
+    slots: Annotated[int, Field(ge=0, le=4096)]
+    busy: Annotated[int, Field(ge=0, le=4096)]
+    draining: bool = False
+
+
+class IngressHeartbeat(BaseModel):
+    """`lanes` reply topics, numbered from 0, exist and may be written to: nodes look them up ahead of the first job."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    boot_id: Id
+    at_ms: TimeMs
+    lanes: Annotated[int, Field(ge=0, le=100_000)]
+    leaving: bool = False
