@@ -85,7 +85,7 @@ class LogFile:
 
 
 def spawn(spec: ChildSpec, log: LogFile) -> subprocess.Popen[bytes]:
-    """Starts `spec` in its own process group. Call from the main thread: the death signal is tied to the calling thread."""
+    """Starts `spec` in its own process group. Call from the main thread: the death signal is tied to that thread."""
     uid, gid = (-1 if value is None else value for value in (spec.uid, spec.gid))
     launch = [sys.executable, "-I", "-S", str(_LAUNCHER), str(int(spec.death_signal)), str(os.getpid())]
     descriptor = log.open()

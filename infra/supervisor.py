@@ -184,8 +184,7 @@ class Supervisor:
         if process.poll() is None:
             signal_child(process, spec.stop_signal)
             deadline = time.monotonic() + spec.stop_grace_s
-            while process.poll() is None and time.monotonic() < deadline and not self._hurry.is_set():
-                await asyncio.sleep(_POLL_S)
+            await _exited(process, lambda: time.monotonic() > deadline or self._hurry.is_set())
             if process.poll() is None:
                 why = (
                     "is killed at once"
@@ -194,6 +193,11 @@ class Supervisor:
                 )
                 self._say(f"{spec.name} {why}")
         kill_group(process)
-        while process.poll() is None:  # SIGKILL cannot be refused; this only reaps
-            await asyncio.sleep(_POLL_S)
+        await _exited(process, lambda: False)  # SIGKILL cannot be refused; this only reaps
         self._set(child, "stopped")
+
+
+async def _exited(process: subprocess.Popen[bytes], given_up: Callable[[], bool]) -> None:
+    # Popen has no event to await, and a poll each 50 ms costs nothing.
+    while process.poll() is None and not given_up():  # noqa: ASYNC110
+        await asyncio.sleep(_POLL_S)

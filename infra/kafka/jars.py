@@ -45,7 +45,7 @@ class Jar:
 
 
 def parse_list(text: str) -> list[Jar]:
-    """Reads lines of `group:artifact:version  sha256`; `#` starts a comment. Raises JarsUnavailable for another line."""
+    """Reads lines of `group:artifact:version  sha256`; `#` starts a comment. Raises JarsUnavailable."""
     jars = []
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.split("#", 1)[0].strip()
@@ -106,7 +106,8 @@ def _fetch(context: Any, jar: Jar, cache: Path) -> None:
 def _why(jar: Jar, error: Exception) -> str:
     hint = "; set SHRK_MAVEN_REPOSITORY to a mirror, or SHRK_KAFKA=host:port to a broker that runs"
     if isinstance(error, OSError) and "requests" in type(error).__module__:
-        return f"no network: {jar.coordinate} could not be fetched from the Maven repository ({type(error).__name__}){hint}"
+        what = f"{jar.coordinate} could not be fetched from the Maven repository"
+        return f"no network: {what} ({type(error).__name__}){hint}"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "the repository does not have it"
     return f"{jar.coordinate} could not be fetched: {reason}{hint}"
 

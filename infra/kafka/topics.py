@@ -70,8 +70,8 @@ def create_topics(
 ) -> list[str]:
     """Makes the topics of `specs` that do not exist yet and returns their names. Safe to repeat, and to race.
 
-    Raises TopicMismatch if a topic exists with another number of partitions (the keys of its records would be looked for
-    in the wrong one), Unreachable if Kafka does not answer or refuses a creation.
+    Raises TopicMismatch if a topic exists with another number of partitions (the keys of its records would be
+    looked for in the wrong one), Unreachable if Kafka does not answer or refuses a creation.
     """
     wanted = {spec.name: spec for spec in specs}
     admin = _admin(bootstrap)
