@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from infra.errors import NotRunning
 from infra.state import StateFolder
+from schemas.topics import LEDGER_PARTITIONS_DEV
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +15,14 @@ class Addresses:
 
     kafka: str
     database_url: str
+    ledger_partitions: int
     base_url: str | None
 
 
 def as_environment(found: Addresses, env: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """`env` with the two addresses set."""
-    return {**env, "SHRK_KAFKA": found.kafka, "SHRK_DATABASE_URL": found.database_url}
+    """`env` with what the processes of the stack read."""
+    told = {"SHRK_KAFKA": found.kafka, "SHRK_DATABASE_URL": found.database_url}
+    return {**env, **told, "SHRK_LEDGER_PARTITIONS": str(found.ledger_partitions)}
 
 
 def find(state: StateFolder | None = None, env: Mapping[str, str] = os.environ) -> Addresses:
@@ -33,4 +36,5 @@ def find(state: StateFolder | None = None, env: Mapping[str, str] = os.environ) 
             name for name, value in (("SHRK_KAFKA", kafka), ("SHRK_DATABASE_URL", database_url)) if not value
         )
         raise NotRunning(f"no stack runs on {state.root}: start one with `shrk up`, or set {names}")
-    return Addresses(kafka, database_url, stack.get("base_url"))
+    partitions = env.get("SHRK_LEDGER_PARTITIONS") or stack.get("ledger_partitions") or LEDGER_PARTITIONS_DEV
+    return Addresses(kafka, database_url, int(partitions), stack.get("base_url"))

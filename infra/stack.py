@@ -182,6 +182,7 @@ class Stack:
                 "base_url": self.base_url,
                 "kafka": self.kafka,
                 "database_url": self.database_url,
+                "ledger_partitions": self.options.ledger_partitions,
                 "children": [asdict(child) for child in self.supervisor.children()],
             }
         )

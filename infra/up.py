@@ -1,4 +1,4 @@
-"""`shrk up`: runs the stack in the foreground until Ctrl-C. `shrk down`: stops one that runs. `shrk clean`: forgets it."""
+"""`shrk up` runs the stack in the foreground until Ctrl-C, `shrk down` stops it, `shrk clean` removes its state."""
 
 import asyncio
 import os
@@ -25,8 +25,8 @@ _QUESTION = '{"model":"shark-mini","stream":true,"messages":[{"role":"user","con
 def up(port: int, host: str) -> None:
     """Start Kafka, PostgreSQL, the streams, a node and the ingress, and keep them running until Ctrl-C.
 
-    State is kept in $SHRK_STATE, else in .shiver in the current directory. SHRK_KAFKA and SHRK_DATABASE_URL name servers
-    to use in place of our own.
+    State is kept in $SHRK_STATE, else in .shiver in the current directory. SHRK_KAFKA and SHRK_DATABASE_URL name
+    servers to use in place of our own.
     """
     began = time.monotonic()
     state = StateFolder()
