@@ -21,6 +21,7 @@ from workers.engines.base import (
     budget_tokens,
     engine_seed,
 )
+from workers.engines.slots import Slots
 from workers.engines.vocabulary import TextAssembler
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
@@ -57,7 +58,7 @@ class DoubleEngine:
             eos_text="<|im_end|>",
             notes=("an engine double: it has no model",),
         )
-        self._slots = asyncio.Semaphore(slots)
+        self._slots = Slots(slots, wait_s=600.0)
         self._gone: asyncio.Event | None = None
 
     @classmethod
@@ -108,7 +109,8 @@ class DoubleEngine:
         end = min(said + budget, max(said, self._tokens))
         finish: Finish = "stop" if said + budget > end else "length"
         text = TextAssembler(_TABLE, generation.prefix_ids)
-        async with self._slots:
+        await self._slots.take()
+        try:
             loop = asyncio.get_running_loop()
             due = loop.time()
             for at in range(said, end):
@@ -124,6 +126,8 @@ class DoubleEngine:
                     yield Piece((token_id,), piece_text + text.flush(), finish)
             if end == said:
                 yield Piece((), text.flush(), finish)
+        finally:
+            self._slots.give()
 
     def _saying(self, generation: Generation) -> bytes:
         """The saying, turned so that another prompt (or another seed) begins at another word."""
