@@ -7,7 +7,7 @@ first heartbeat, so the first job cannot come before we listen. Draining is told
 may finish, and what cannot is handed back, so that another node can go on.
 
 Whatever dies here ends the process: a node that heartbeats but does not read its mailbox would swallow jobs.
-The process that starts us starts us again; clients are served by other nodes meanwhile, since silence is noticed in 2 s.
+The process that starts us starts us again; others serve meanwhile: silence is noticed in 2 s.
 """
 
 from __future__ import annotations
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 #: How long the last records may take to reach Kafka; after a second signal only so long.
 FLUSH_S_MAX = 5.0
 FLUSH_HURRY_S_MAX = 1.0
-#: Lets the routers hear of a drain before the first job is refused.
-DRAIN_TELL_S = 0.0
 
 
 class Agent:

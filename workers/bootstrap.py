@@ -66,6 +66,7 @@ def assemble(config: NodeConfig, models: dict[str, Served]) -> Agent:
     loop = asyncio.get_running_loop()
     ingresses, skew = Ingresses(), SkewMeter()
     outbox = Outbox(config.kafka, f"{config.node_id}-replies")
+    release = _version()
     served = tuple(ServedModel(name=model.name, context_tokens=model.context_tokens) for model in models.values())
 
     def describe() -> NodeHeartbeat:
@@ -73,7 +74,7 @@ def assemble(config: NodeConfig, models: dict[str, Served]) -> Agent:
             node_id=config.node_id,
             provider_id=config.provider_id,
             at_ms=time.time_ns() // 1_000_000,
-            version=_version(),
+            version=release,
             engine=config.engine,
             models=served,
             slots=runner.slots,
@@ -81,7 +82,10 @@ def assemble(config: NodeConfig, models: dict[str, Served]) -> Agent:
             draining=runner.draining,
         )
 
-    heart = Heart(config.kafka, config.node_id, describe, lambda answers: ingresses.broker(answers, loop.time()))
+    def edge() -> tuple[bool, bool]:
+        return runner.busy >= runner.slots, runner.draining
+
+    heart = Heart(config.kafka, config.node_id, describe, edge, lambda answers: ingresses.broker(answers, loop.time()))
     runner = Runner(models, outbox, ingresses, skew, heart.changed)
     mailbox = Mailbox(config.kafka, config.node_id, runner.take)
     warmer = Warmer(config.kafka, config.node_id, ingresses, skew, outbox)

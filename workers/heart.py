@@ -28,15 +28,22 @@ class Heart:
         bootstrap: Kafka's `host:port`.
         node_id: the key.
         describe: makes the heartbeat of this moment.
+        edge: what a router must know at once, such as whether a place is free.
         on_broker: told after each beat whether the broker answered.
     """
 
     def __init__(
-        self, bootstrap: str, node_id: str, describe: Callable[[], NodeHeartbeat], on_broker: Callable[[bool], None]
+        self,
+        bootstrap: str,
+        node_id: str,
+        describe: Callable[[], NodeHeartbeat],
+        edge: Callable[[], tuple[bool, bool]],
+        on_broker: Callable[[bool], None],
     ) -> None:
         self._bootstrap = bootstrap
         self._node_id = node_id
         self._describe = describe
+        self._edge = edge
         self._on_broker = on_broker
         self._producer: Any = None
         self._pending: asyncio.Future[Any] | None = None
@@ -46,7 +53,7 @@ class Heart:
 
     def changed(self) -> None:
         """Something changed: beats soon if a router would decide otherwise now."""
-        if _edge(self._describe()) != self._told:
+        if self._edge() != self._told:
             self._nudge.set()
 
     async def run(self) -> None:
@@ -81,7 +88,7 @@ class Heart:
             async with asyncio.timeout(ACK_S_MAX):
                 if self._pending is not None:
                     await asyncio.shield(self._pending)
-                beat = self._describe()
+                edge, beat = self._edge(), self._describe()
                 self._pending = await self._producer.send(
                     NODE_HEARTBEATS, beat.model_dump_json().encode(), self._node_id.encode()
                 )
@@ -93,10 +100,5 @@ class Heart:
             await self.close()
             return False
         self._pending = None
-        self._told = _edge(beat)
+        self._told = edge
         return True
-
-
-def _edge(beat: NodeHeartbeat) -> tuple[bool, bool]:
-    """What a router must know at once: whether a place is free, and whether the node drains."""
-    return beat.busy >= beat.slots, beat.draining

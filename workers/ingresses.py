@@ -46,7 +46,7 @@ class Ingresses:
             self._broker_since_s = now_s
 
     def dead(self, boot_id: str, now_s: float) -> bool:
-        """Unheard for OWNER_DEAD_S while the broker answered. An ingress never heard of counts from its first letter."""
+        """Unheard for OWNER_DEAD_S while the broker answered. One never heard of counts from its first letter."""
         if self._broker_since_s is None:
             return False
         heard_at_s = self._heard_at_s.get(boot_id, self._broker_since_s)

@@ -68,7 +68,7 @@ async def try_start(client: Client) -> Exception | None:
 async def stop(client: Client) -> None:
     """Closes a client within about twice STOP_S_MAX. What a producer has not sent by then is dropped.
 
-    `producer.stop()` flushes, and an idempotent producer never gives up a batch: with the broker away it waits for ever.
+    `producer.stop()` flushes, and an idempotent producer never gives up a batch: without a broker it waits for ever.
     """
     stopping = asyncio.ensure_future(client.stop())
     done, _ = await asyncio.wait([stopping], timeout=STOP_S_MAX)

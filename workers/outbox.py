@@ -2,7 +2,7 @@
 
 Every record stays here until its ack. An idempotent producer that failed once is done for (C8: its sequence numbers
 have a hole), so a failure replaces the producer, and every record without an ack goes through the new one again, in
-order. The reader drops what it has seen (a `seq` below the one it expects), so nothing is doubled and nothing is missing.
+order. The reader drops what it has seen (a `seq` below the one it expects), so nothing is doubled or missing.
 
 One task, the pump, is the only one that sends. It must never wait inside a send, because that would hold up all lanes:
 so lanes that the producer does not know are looked up beside it, and a lane has a bounded number of bytes in flight,
@@ -134,6 +134,7 @@ class Outbox:
         self._warm: Set[str] = frozenset()
         self._learning: dict[str, asyncio.Task[None]] = {}
         self._time = asyncio.get_running_loop().time
+        self._empty: asyncio.Event | None = None  # for a flush
         self.held_bytes = 0
         self.latency_s = 0.0
 
@@ -194,10 +195,14 @@ class Outbox:
 
     async def flush(self, timeout_s: float) -> bool:
         """Waits until every record is acked; False if that took longer."""
-        limit = self._time() + timeout_s
-        while self.held_bytes and self._time() < limit:
-            await asyncio.sleep(0.01)  # at shutdown only
-        return not self.held_bytes
+        self._empty = asyncio.Event()
+        if self.held_bytes:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._empty.wait()
+            except TimeoutError:
+                return False
+        return True
 
     async def stop(self) -> None:
         """Closes the producer. Cancel the pump first; what has no ack is dropped."""
@@ -249,12 +254,17 @@ class Outbox:
         value, at_s = lane.unacked.popleft()
         lane.in_flight_bytes -= len(value)
         lane.held_bytes -= len(value)
-        self.held_bytes -= len(value)
+        self._release(len(value))
         self.latency_s += _LATENCY_WEIGHT * (self._time() - at_s - self.latency_s)
         if lane.unsent:
             self._enqueue(lane)
         elif lane.done:
             self._lanes.discard(lane)
+
+    def _release(self, size_bytes: int) -> None:
+        self.held_bytes -= size_bytes
+        if not self.held_bytes and self._empty is not None:
+            self._empty.set()
 
     def _fail(self, lane: Lane, error: BaseException) -> None:
         if not lane.suspect:
@@ -312,7 +322,7 @@ class Outbox:
 
     def _lose(self, lane: Lane, why: str) -> None:
         log.warning("gave up on lane %s (%s)", lane.topic, why)
-        self.held_bytes -= lane.held_bytes
+        self._release(lane.held_bytes)
         lane.held_bytes = lane.in_flight_bytes = 0
         self._lanes.discard(lane)
         lane.lose()

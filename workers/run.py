@@ -46,6 +46,8 @@ ATTEMPTS_MAX = 8192
 #: How often silence, deadlines, stalls and owners are looked at.
 TICK_S = 0.1
 RELOADS_MAX = 3
+#: How long engines may take to let go of attempts whose last record is written.
+LET_GO_S_MAX = 1.0
 
 _Key = tuple[str, int]
 
@@ -210,7 +212,7 @@ class Runner:
             attempt.fail("engine_error", type(error).__name__)
             if isinstance(error, EngineCrashed):
                 self._revive(served)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - an engine's bug costs one job, not the node
             # Not its text: an error may quote the prompt.
             where = _innermost(error)
             log.error("request=%s: %s at %s", attempt.job.request_id, type(error).__name__, where)
@@ -266,7 +268,7 @@ class Runner:
     async def _reload(self, served: Served) -> None:
         try:
             await served.reload()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the node
             gone = EngineGone(f"the engine of {served.name} could not be loaded again ({type(error).__name__})")
             gone.__cause__ = error
             self._give_up(gone)
@@ -306,14 +308,16 @@ class Runner:
     async def drain(self, grace_s: float, hurry: asyncio.Event) -> None:
         """No new jobs; what runs may finish within the grace or until `hurry`; the rest fails as draining."""
         self.draining = True
-        limit = self._now() + grace_s
-        while self._running and self._now() < limit and not hurry.is_set():
-            await asyncio.sleep(min(0.05, max(0.0, limit - self._now())))
         tasks = [task for _, _, task in self._running.values()]
+        if tasks:
+            finished = asyncio.gather(*tasks, return_exceptions=True)
+            hurried = asyncio.ensure_future(hurry.wait())
+            await asyncio.wait([finished, hurried], timeout=max(0.0, grace_s), return_when=asyncio.FIRST_COMPLETED)
+            hurried.cancel()
         for key in list(self._running):
             self._stop(key, lambda a: a.fail("draining"))
         if tasks:
-            await asyncio.wait(tasks, timeout=1.0)  # engines let go; the records are written already
+            await asyncio.wait(tasks, timeout=LET_GO_S_MAX)  # engines let go; the records are written already
 
 
 def _remember(memory: OrderedDict[_Key, None], key: _Key, limit: int) -> None:
