@@ -78,7 +78,7 @@ def assemble(config: NodeConfig, models: dict[str, Served]) -> Agent:
             engine=config.engine,
             models=served,
             slots=runner.slots,
-            busy=runner.busy,
+            busy_by_owner=runner.busy_by_owner,
             draining=runner.draining,
         )
 

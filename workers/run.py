@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 
@@ -102,6 +102,11 @@ class Runner:
     def busy(self) -> int:
         """Places that are taken."""
         return sum(served.slots.busy for served in self._models.values() if not served.reloading)
+
+    @property
+    def busy_by_owner(self) -> dict[str, int]:
+        """Attempts that run or wait for a place, by the ingress that sent them."""
+        return Counter(attempt.job.owner for attempt, _, _ in self._running.values())
 
     @property
     def running(self) -> int:
