@@ -257,7 +257,7 @@ def make_lanes(bootstrap: str, boot_id: str, first: int, count: int) -> None:
 
 
 def _wait_known(admin: AdminClient, names: set[str]) -> None:
-    """Brokers learn of a new topic a moment after its creation was answered; a consumer that is sooner asks in a loop."""
+    """Brokers learn of a topic a moment after its creation was answered; a consumer that is sooner asks in a loop."""
     deadline_s = time.monotonic() + ADMIN_TIMEOUT_S
     while missing := names - set(admin.list_topics(timeout=ADMIN_TIMEOUT_S).topics):
         if time.monotonic() > deadline_s:
