@@ -174,6 +174,8 @@ class LlamaCppEngine:
         await loaded.slots.take()
         attempt = _Attempt(loaded, self._silence_s)
         try:
+            if self._loaded is not loaded:
+                raise EngineNotLoaded("the engine was unloaded while this generation waited for a slot")
             while True:
                 brought: list[int] = []
                 async with contextlib.aclosing(attempt.steps(generation)) as steps:
