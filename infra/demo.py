@@ -15,8 +15,6 @@ from schemas.keys import Tier
 SANDBOX_WALLET = "sandbox"
 TEST_WALLET = "demo"
 OWNER = "demo"
-PROVIDER_ID = "home"
-NODE_ID = "node-1"
 TEST_CREDIT_NANO = 10_000 * accounts.NANO
 
 # A price of P SHIVER per million tokens is P x 1000 nano per token. Below the smallest real model's 300 / 600.
