@@ -29,12 +29,14 @@ NODE_ID = "node-1"
 PROVIDER_ID = "home"
 _READY_TIMEOUT_S = 60.0
 _POLL_S = 0.05
+_STOP_GRACE_S = 30.0  # a node drains for up to 20 s, an ingress for 10 s
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the operator chose. `kafka` and `database_url` None: start our own. `models` and `engine` are the node's."""
+    """What the operator chose. `kafka` and `database_url` None: start our own. `engine` and `models` (each `name` or
+    `name=path`) are the node's."""
 
     port: int = DEFAULT_PORT
     host: str = LOOPBACK
@@ -128,7 +130,8 @@ class Stack:
         from infra.append import appending
 
         async with connected(self.database_url) as db:
-            await demo.register(db, self.options.node_ids, list(self.options.models))
+            names = [model.partition("=")[0] for model in self.options.models]
+            await demo.register(db, self.options.node_ids, names)
             self.keys = await demo.ensure_keys(db, self.state, self.options.ledger_partitions)
             await demo.ensure_credit(db, appending(self.kafka, self.options.ledger_partitions))
 
@@ -158,7 +161,7 @@ class Stack:
     ) -> ChildSpec:
         # -P: a folder named "streams" where the operator stands must not be taken for ours.
         argv = (sys.executable, "-P", "-m", module)
-        return ChildSpec(name, argv, env, probe=probe, ready_timeout_s=_READY_TIMEOUT_S, stop_grace_s=15.0)
+        return ChildSpec(name, argv, env, probe=probe, ready_timeout_s=_READY_TIMEOUT_S, stop_grace_s=_STOP_GRACE_S)
 
     def _ingress_lives(self) -> str | None:
         """Lives, not ready: a missing node or database must not get the ingress restarted."""
