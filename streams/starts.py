@@ -76,8 +76,8 @@ async def _check_last_records(kafka: str, rows: list[asyncpg.Record]) -> None:
             for place, row in places.items():
                 if ends[place] < row["next"]:
                     raise LogChanged(
-                        f"{topics.LEDGER} partition {place.partition} ends at {ends[place]}, but the books have read to "
-                        f"{row['next']}: the log was lost or cut"
+                        f"{topics.LEDGER} partition {place.partition} ends at {ends[place]}, but the books have read "
+                        f"to {row['next']}: the log was lost or cut"
                     )
             consumer.assign(list(places))
             for place, row in places.items():
@@ -93,6 +93,6 @@ def _check(record: object, row: asyncpg.Record) -> None:
     found = record_sha256(partition, offset, record.key or b"", record.value or b"")  # type: ignore[attr-defined]
     if offset != row["next"] - 1 or found != row["last_sha256"]:
         raise LogChanged(
-            f"{topics.LEDGER} partition {partition} offset {row['next'] - 1} is not the record that the books were made "
-            f"from: the log was changed or made anew"
+            f"{topics.LEDGER} partition {partition} offset {row['next'] - 1} is not the record that the books were "
+            "made from: the log was changed or made anew"
         )
