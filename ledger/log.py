@@ -16,7 +16,7 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-import aiokafka.errors
+import aiokafka
 
 from schemas.events import Event, dump
 from schemas.topics import LEDGER, partition_of
