@@ -252,4 +252,14 @@ def make_lanes(bootstrap: str, boot_id: str, first: int, count: int) -> None:
             except KafkaException as error:
                 if error.args[0].code() != ConfluentError.TOPIC_ALREADY_EXISTS:
                     raise
+    _wait_known(admin, {topics.lane(boot_id, number) for number in range(first, first + count)})
     log.info("made %d lanes in %.2f s", count, time.monotonic() - began_s)
+
+
+def _wait_known(admin: AdminClient, names: set[str]) -> None:
+    """Brokers learn of a topic a moment after its creation was answered; a consumer that is sooner asks in a loop."""
+    deadline_s = time.monotonic() + ADMIN_TIMEOUT_S
+    while missing := names - set(admin.list_topics(timeout=ADMIN_TIMEOUT_S).topics):
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"{len(missing)} new reply topics are not known to the broker")
+        time.sleep(0.02)

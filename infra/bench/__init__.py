@@ -1,0 +1,1 @@
+"""Benchmarks: each prints a table and keeps what it measured under results/."""
