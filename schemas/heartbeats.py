@@ -23,7 +23,7 @@ class ServedModel(BaseModel):
 
 
 class NodeHeartbeat(BaseModel):
-    """`slots` generations may run at once, `busy` of them do; a draining node takes no new job."""
+    """`slots` generations may run at once; a draining node takes no new job."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,9 @@ class NodeHeartbeat(BaseModel):
     engine: Name
     models: Annotated[tuple[ServedModel, ...], Field(max_length=64)]
     slots: Annotated[int, Field(ge=0, le=4096)]
-    busy: Annotated[int, Field(ge=0, le=4096)]
+    #: Generations that run or wait here now, by the ingress (boot id) that sent them. An ingress counts its own exactly
+    #: and needs only those of the others, so that a heartbeat a second old costs it no slot.
+    busy_by_owner: Annotated[dict[Id, Annotated[int, Field(ge=0, le=4096)]], Field(max_length=4096)]
     draining: bool = False
 
 

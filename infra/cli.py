@@ -1,0 +1,73 @@
+"""The `shrk` command. Each package brings its own commands; they are imported when called, so that help is instant."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import click
+
+from infra.errors import ShrkError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("infra.up:up", "Start the whole stack here and keep it running."),
+    "down": ("infra.up:down", "Stop the stack that runs here."),
+    "clean": ("infra.up:clean", "Remove the state of the stack that ran here."),
+    "status": ("infra.commands.status:status", "What runs here: the stack's processes, and nodes."),
+    "doctor": ("infra.commands.doctor:doctor", "What is wrong, and what to do about it."),
+    "keys": ("infra.commands.keys:keys", "Create, list and revoke API keys."),
+    "wallet": ("infra.commands.wallet:wallet", "Create, show and credit wallets."),
+    "ledger": ("ledger.commands:group", "Replay the log, show entries."),
+}
+"""Name: where its click command is ("module:attribute"), and the line for it in the help."""
+
+
+class _Lazy(click.Group):
+    """Lists commands without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name in COMMANDS if _installed(name)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS or not _installed(cmd_name):
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(COMMANDS[name][0].partition(":")[0]) is not None
+
+
+@click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="shiver", prog_name="shrk")
+def cli() -> None:
+    """Run and look after a Shiver network."""
+
+
+def main(args: list[str] | None = None) -> Any:
+    """The entry point: an operational failure becomes one line on stderr and an exit code, never a traceback."""
+    try:
+        sys.exit(cli.main(args, prog_name="shrk", standalone_mode=False))
+    except ShrkError as error:
+        click.echo(f"shrk: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except BrokenPipeError:
+        # `shrk status | head`: nobody reads on. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

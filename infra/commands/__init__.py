@@ -1,0 +1,1 @@
+"""The commands that infra brings to `shrk`, one module each."""

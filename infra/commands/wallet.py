@@ -1,0 +1,85 @@
+"""`shrk wallet`: create, show and credit wallets."""
+
+import asyncio
+import getpass
+import secrets
+
+import click
+
+from infra import accounts, addresses
+from schemas.settings import Settings
+
+
+@click.group()
+def wallet() -> None:
+    """Wallets: who pays, and what is in them."""
+
+
+@wallet.command()
+@click.argument("wallet_id")
+@click.option(
+    "--owner", default=None, help="Whose it is; sandbox limits are per owner. Default: the wallet's own name."
+)
+@click.option("--asset", type=click.Choice(["SHIVER", "USDC"]), default="SHIVER", show_default=True)
+def create(wallet_id: str, owner: str | None, asset: accounts.Asset) -> None:
+    """Make the wallet WALLET_ID."""
+    settings = _settings()
+
+    async def run() -> bool:
+        async with accounts.connected(settings.database_url) as db:
+            return await accounts.create_wallet(db, wallet_id, owner or wallet_id, settings.ledger_partitions, asset)
+
+    click.echo(f"made wallet {wallet_id}" if asyncio.run(run()) else f"wallet {wallet_id} exists already")
+
+
+@wallet.command()
+@click.argument("wallet_id")
+def show(wallet_id: str) -> None:
+    """Show what WALLET_ID has, as far as the projection has read the log."""
+
+    async def run() -> accounts.WalletView:
+        async with accounts.connected(addresses.find().database_url) as db:
+            return await accounts.show_wallet(db, wallet_id)
+
+    view = asyncio.run(run())
+    rows = {
+        "wallet": view.wallet_id,
+        "owner": view.owner_id,
+        "balance": accounts.format_amount(view.balance_nano, view.asset),
+        "held": accounts.format_amount(view.held_nano, view.asset),
+        "available": accounts.format_amount(view.balance_nano - view.held_nano, view.asset),
+        "keys": str(view.keys),
+    }
+    click.echo("\n".join(f"{name:<11}{value}" for name, value in rows.items()))
+
+
+@wallet.command()
+@click.argument("wallet_id")
+@click.argument("amount")
+@click.option("--ref", default=None, help="Counts once: repeat the command with it, and nothing is credited twice.")
+@click.option("--reason", type=click.Choice(["top_up", "deposit", "grant"]), default="grant", show_default=True)
+def credit(wallet_id: str, amount: str, ref: str | None, reason: accounts.Reason) -> None:
+    """Credit WALLET_ID with AMOUNT (decimal, of the wallet's asset), by an event in the ledger log."""
+    from infra.append import appending
+
+    amount_nano = accounts.parse_amount(amount)
+    reference = ref or f"shrk:{secrets.token_hex(8)}"
+    settings = _settings()
+    append = appending(settings.kafka, settings.ledger_partitions)
+
+    async def run() -> None:
+        async with accounts.connected(settings.database_url) as db:
+            await accounts.credit(db, append, wallet_id, amount_nano, reference, getpass.getuser(), reason)
+
+    try:
+        asyncio.run(run())
+    except Exception:
+        # So that the operator can repeat exactly this credit, whether or not it got through.
+        click.echo(f"shrk: the credit's reference is {reference}", err=True)
+        raise
+    click.echo(f"credited {amount} to {wallet_id} (reference {reference})")
+
+
+def _settings() -> Settings:
+    found = addresses.find()
+    return Settings.from_environment(addresses.as_environment(found))
