@@ -52,6 +52,14 @@ class Answer:
         """As the server counted them; without a count, one for each event with content."""
         return self.chunks if self.usage_tokens is None else self.usage_tokens
 
+    def said(self) -> str:
+        """The whole text, where it was kept."""
+        return "".join(self.text or [])
+
+    def fail(self, problem: str) -> None:
+        """Notes what went wrong outside of the stream's own events."""
+        self._error = self._error or problem
+
     def feed(self, data: bytes, now_s: float) -> None:
         """Takes the next bytes of the body, which came at `now_s`."""
         if self._rest:

@@ -21,7 +21,9 @@ class Reading:
 
     def since(self, earlier: Reading) -> dict[str, float]:
         """CPU seconds used between `earlier` and this reading."""
-        return {name: used_s - earlier.seconds[name] for name, used_s in self.seconds.items() if name in earlier.seconds}
+        return {
+            name: used_s - earlier.seconds[name] for name, used_s in self.seconds.items() if name in earlier.seconds
+        }
 
 
 class CpuMeter:

@@ -1,6 +1,6 @@
 """llama.cpp's own HTTP server out of the xllamacpp wheel, with the settings of our llama.cpp engine.
 
-    python -m infra.bench.engine_server PORT SLOTS
+python -m infra.bench.engine_server PORT SLOTS
 """
 
 from __future__ import annotations

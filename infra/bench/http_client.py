@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import cast
 from urllib.parse import urlsplit
 
 import orjson
@@ -50,7 +51,7 @@ class Target:
 
 
 class Dechunker:
-    """HTTP's chunked transfer coding, undone in pieces as they arrive. `ended` is set after the last chunk's trailer."""
+    """HTTP's chunked transfer coding, undone piece by piece. `ended` is set after the last chunk's trailer."""
 
     __slots__ = ("_buffer", "_left", "_trailer", "ended")
 
@@ -137,8 +138,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class is none by name
         self.closed = False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -177,7 +177,9 @@ class Connection(asyncio.Protocol):
         parts = lines[0].split(b" ", 2)
         if not parts[0].startswith(b"HTTP/1.") or len(parts) < 2 or not parts[1].isdigit():
             raise BadAnswer("the answer is not HTTP/1")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])}
+        headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])
+        }
         self._status = int(parts[1])
         self._close_after = headers.get(b"connection", b"").lower() == b"close"
         if headers.get(b"transfer-encoding", b"").lower() == b"chunked":

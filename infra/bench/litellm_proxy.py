@@ -1,19 +1,21 @@
 """LiteLLM's proxy, in its own environment, in front of the upstream double.
 
-As plain as it goes: one worker, no keys, no database, no callbacks, nothing fetched from outside. Releases 1.82.7 and
-1.82.8 were poisoned and must never be pinned. (1.106.0 and not a later 1.106: those need a certifi that the index did
-not have when the lock was made.)
+As plain as it goes: one worker, one master key (it refuses to start without), no database, no callbacks, nothing
+fetched from outside. Releases 1.82.7 and 1.82.8 were poisoned and must never be pinned. 1.106.0 and not a later 1.106,
+since those need a certifi that the index did not have when the lock was made.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 from infra.bench import environments
 from infra.bench.servers import http_probe
 from infra.process import ChildSpec
+from infra.state import write_private
 
 # Its prices, its blog posts and its policies come out of the wheel in place of its repository.
 _QUIET = {
@@ -30,8 +32,13 @@ _QUIET = {
 }
 
 
-def config(model: str, upstream: str) -> dict[str, object]:
-    """Its configuration: `model` is what `upstream` (a base URL without `/v1`) serves."""
+def new_key() -> str:
+    """A master key for one run."""
+    return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def config(model: str, upstream: str, key: str) -> dict[str, object]:
+    """Its configuration: `model` is what `upstream` (a base URL without `/v1`) serves, `key` the master key."""
     return {
         "model_list": [
             {
@@ -40,14 +47,15 @@ def config(model: str, upstream: str) -> dict[str, object]:
             }
         ],
         "litellm_settings": {"num_retries": 0, "telemetry": False, "set_verbose": False},
+        "general_settings": {"master_key": key},
     }
 
 
-def spec(port: int, model: str, upstream: str, folder: Path, say: Callable[[str], None]) -> ChildSpec:
+def spec(port: int, model: str, upstream: str, key: str, folder: Path, say: Callable[[str], None]) -> ChildSpec:
     """How to start it; its configuration is written to `folder`. Makes the environment where needed."""
     python = environments.ensure("litellm", say)
     path = folder / "litellm.yaml"
-    path.write_text(json.dumps(config(model, upstream), indent=1))  # JSON is YAML
+    write_private(path, json.dumps(config(model, upstream, key), indent=1))  # JSON is YAML
     argv = (str(python.with_name("litellm")), "--config", str(path), "--host", "127.0.0.1", "--port", str(port))
     return ChildSpec(
         name="litellm",

@@ -13,7 +13,7 @@ import itertools
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
@@ -39,8 +39,6 @@ class Plan:
         seconds: length of the measurement; it goes on until `requests_min` are done too, at most `seconds_max`.
         warmup_s: not measured; lasts until each stream has finished one request, too (at most a minute).
         ask_usage: ask for the token counts (`stream_options.include_usage`).
-        extra: more fields of the body.
-        check_text: count how many different texts a prompt was answered with (costs CPU).
     """
 
     base_url: str
@@ -56,8 +54,6 @@ class Plan:
     warmup_s: float = 2.0
     timeout_s: float = 60.0
     ask_usage: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
-    check_text: bool = False
 
     def requests(self) -> list[bytes]:
         """The bytes of each call."""
@@ -74,7 +70,6 @@ class Plan:
                         "max_tokens": self.max_tokens,
                         "temperature": self.temperature,
                         **options,
-                        **self.extra,
                     }
                 ),
                 headers,
@@ -89,7 +84,7 @@ class Result:
 
     `requests` are the good ones, `failed` the others. `all_requests` and `errors` (by what was wrong) count the warm-up
     and what ended after the measurement, too. `chars_min` and `chars_max` are of the answers: where every prompt
-    has one answer of one length, they show a truncated one. `texts_per_prompt_max` is 0 where it was not counted.
+    has one answer of one length, they show a truncated one.
     """
 
     streams: int
@@ -104,7 +99,6 @@ class Result:
     chars_min: int
     chars_max: int
     reconnects: int
-    texts_per_prompt_max: int
     all_requests: int
     errors: dict[str, int]
 
@@ -125,15 +119,15 @@ class Load:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
         self._target = Target(plan.base_url, CHAT_PATH)
-        self._calls = itertools.cycle(enumerate(plan.requests()))
+        self._calls = itertools.cycle(plan.requests())
         self._measuring = self._stopping = False
         self._ttft_s: list[float] = []
         self._total_s: list[float] = []
         self._chars: list[int] = []
-        self._texts: dict[int, set[str]] = {}
         self._tokens = self._reconnects = self._all_requests = self._failed = 0
         self._errors: Counter[str] = Counter()
-        self._warm = 0  # streams that have finished one request
+        self._cold = plan.streams  # streams that have not finished one request yet
+        self._warm = asyncio.Event()
         self._progress = asyncio.Event()
 
     async def run(self) -> Result:
@@ -161,10 +155,12 @@ class Load:
 
     async def _warm_up(self) -> None:
         plan = self._plan
-        deadline_s = time.perf_counter() + max(plan.warmup_s, _WARMUP_S_MAX)
-        await asyncio.sleep(plan.warmup_s)
-        while self._warm < plan.streams and time.perf_counter() < deadline_s:
-            await asyncio.sleep(0.05)
+        began_s = time.perf_counter()
+        try:
+            await asyncio.wait_for(self._warm.wait(), _WARMUP_S_MAX)
+        except TimeoutError:
+            pass  # measured all the same: what is this slow shows in the table
+        await asyncio.sleep(max(0.0, plan.warmup_s - (time.perf_counter() - began_s)))
 
     async def _measure(self, began_s: float) -> None:
         plan = self._plan
@@ -188,13 +184,15 @@ class Load:
         first = True
         try:
             while not self._stopping:
-                number, request = next(self._calls)
+                request = next(self._calls)
                 if connection is None or connection.closed:
                     connection = await self._open()
                 if connection is not None:
-                    connection = await self._one(connection, number, request)
+                    connection = await self._one(connection, request)
                 if first:
-                    first, self._warm = False, self._warm + 1
+                    first, self._cold = False, self._cold - 1
+                    if not self._cold:
+                        self._warm.set()
                 if connection is None:
                     await asyncio.sleep(_AFTER_ERROR_S)
         finally:
@@ -208,9 +206,9 @@ class Load:
             self._note_error(f"no connection: {error.strerror or error}")
             return None
 
-    async def _one(self, connection: Connection, number: int, request: bytes) -> Connection | None:
+    async def _one(self, connection: Connection, request: bytes) -> Connection | None:
         """One call; the connection to go on with, None after an error. The clock starts on an open connection."""
-        answer = Answer(keep_text=self._plan.check_text)
+        answer = Answer()
         began_s = time.perf_counter()
         try:
             try:
@@ -227,10 +225,10 @@ class Load:
             self._note_error(problem)
             connection.close()
             return None
-        self._note(answer, number, began_s, time.perf_counter())
+        self._note(answer, began_s, time.perf_counter())
         return connection
 
-    def _note(self, answer: Answer, number: int, began_s: float, ended_s: float) -> None:
+    def _note(self, answer: Answer, began_s: float, ended_s: float) -> None:
         self._all_requests += 1
         if not self._measuring:
             return
@@ -239,8 +237,6 @@ class Load:
         self._total_s.append(ended_s - began_s)
         self._chars.append(answer.chars)
         self._tokens += answer.tokens
-        if answer.text is not None:
-            self._texts.setdefault(number, set()).add("".join(answer.text))
         self._progress.set()
 
     def _note_error(self, problem: str) -> None:
@@ -267,10 +263,24 @@ class Load:
             chars_min=min(self._chars, default=0),
             chars_max=max(self._chars, default=0),
             reconnects=self._reconnects,
-            texts_per_prompt_max=max((len(texts) for texts in self._texts.values()), default=0),
             all_requests=self._all_requests,
             errors=dict(self._errors),
         )
+
+
+async def ask(plan: Plan) -> Answer:
+    """The plan's first call alone; what failed is in the answer's `problem()`."""
+    answer = Answer(keep_text=True)
+    connection: Connection | None = None
+    try:
+        connection = await Connection.open(Target(plan.base_url, CHAT_PATH))
+        await connection.call(plan.requests()[0], answer, plan.timeout_s)
+    except (BadAnswer, StaleConnection, OSError) as error:
+        answer.fail(str(error) or type(error).__name__)
+    finally:
+        if connection is not None:
+            connection.close()
+    return answer
 
 
 def _tell(event: dict[str, Any]) -> None:

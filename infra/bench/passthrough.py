@@ -53,9 +53,7 @@ def make_app(upstream: str) -> FastAPI:
 
 def main() -> None:
     """Serves until it is ended."""
-    uvicorn.run(
-        make_app(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False
-    )
+    uvicorn.run(make_app(sys.argv[2]), host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

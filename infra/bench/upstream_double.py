@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import uvloop
@@ -57,8 +57,7 @@ class Double(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's own class is none by name
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -77,7 +76,9 @@ class Double(asyncio.Protocol):
         if end < 0:
             return
         lines = self._buffer[:end].split(b"\r\n")
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])}
+        headers = {
+            name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines[1:])
+        }
         length = int(headers.get(b"content-length", b"0"))
         if b"transfer-encoding" in headers:
             self._refuse(411, "send a Content-Length")
@@ -86,7 +87,7 @@ class Double(asyncio.Protocol):
             return
         body = self._buffer[end + 4 : end + 4 + length]
         self._buffer = self._buffer[end + 4 + length :]
-        method, path = (lines[0].split(b" ") + [b"", b""])[:2]
+        method, path = [*lines[0].split(b" "), b"", b""][:2]
         if method == b"GET":
             self._plain(200, {"object": "list", "data": [{"id": "double", "object": "model"}]})
         elif method != b"POST" or not path.endswith(b"/chat/completions"):
