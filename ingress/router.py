@@ -77,10 +77,11 @@ class Router:
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
-            return None
+            # Where the slot came in the same moment it is ours, and nobody else would give it back.
+            return future.result() if future.done() and not future.cancelled() else None
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                self.release(future.result())  # the slot came in the same moment: nobody would give it back
+                self.release(future.result())
             raise
         finally:
             self._waiters = deque(waiter for waiter in self._waiters if waiter[1] is not future)

@@ -1,4 +1,5 @@
-"""The one table of what an API call can be refused with: code, HTTP status, OpenAI's error type, whether a retry can help.
+"""The one table of what an API call can be refused with: code, HTTP status, OpenAI's error type, and
+whether a retry can help.
 
 Checks are made in the table's order where more than one would apply: size, key, form, model, limits, money, node.
 """

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from infra.http import http_get
 from infra.ports import LOOPBACK, free_port
 from infra.process import ChildSpec, LogFile, Probe, running
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_PROBE_TIMEOUT_S = 1.5
 
 
 class Server:
@@ -26,18 +24,9 @@ class Server:
 
 def http_probe(url: str) -> Probe:
     """Ready when a GET of `url` is answered with 200."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # never through a proxy: it is our loopback
-
     def probe() -> str | None:
-        try:
-            with opener.open(url, timeout=_PROBE_TIMEOUT_S) as answer:
-                answer.read()
-                return None if answer.status == 200 else f"{url} answers {answer.status}"
-        except urllib.error.HTTPError as error:
-            with error:
-                return f"{url} answers {error.code}"
-        except OSError:
-            return f"{url} does not answer yet"
+        status, _ = http_get(url)
+        return None if status == 200 else f"{url} {f'answers {status}' if status else 'does not answer yet'}"
 
     return probe
 

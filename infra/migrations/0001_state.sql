@@ -114,3 +114,10 @@ insert into state.readiness values (true, 'never');
 
 create function state.server_id() returns text language sql stable as
 $$ select extract(epoch from pg_postmaster_start_time())::text $$;
+
+-- Secrets of this deployment that no replay needs. `pseudonyms` keys the HMAC behind x-shiver-node.
+create table state.secrets (
+    name   text primary key,
+    secret bytea not null check (length(secret) >= 32)
+);
+insert into state.secrets values ('pseudonyms', sha256((gen_random_uuid()::text || gen_random_uuid()::text)::bytea));

@@ -1,0 +1,149 @@
+"""Writes an answer to the client's connection: streamed (SSE) or whole. It decides how the request ended.
+
+What is counted as delivered: in a stream, the tokens whose chunk the socket took; in a whole answer, all of them, and
+they are settled before a byte is written. The status goes out with the first token, or after HEAD_WAIT_S of waiting, so
+that a request that found no node, or a dead one, still gets a true 4xx or 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from ingress.dialects import openai
+from ingress.dispatch import AttemptFailed, ClientGone, JobRejected, Piece, Request
+from ledger.money import format_amount
+from schemas.errors import ApiError
+from schemas.events import How
+
+HEAD_WAIT_S = 10.0
+PING_S = 10.0
+#: A client that takes nothing for this long is gone.
+SEND_TIMEOUT_S = 60.0
+_READ_S = 3600.0
+
+_HOW = {"stop": How.STOP, "length": How.LENGTH, "tool_calls": How.TOOL_CALLS}
+
+
+class ChatAnswer:
+    """An ASGI response for one open request. `pseudonym` names the node in x-shiver-node."""
+
+    def __init__(self, request: Request, *, stream: bool, include_usage: bool, pseudonym: str) -> None:
+        self._request = request
+        self._stream = stream
+        self._form = openai.Answer(request.id, request.chat.model, int(time.time()), include_usage=include_usage)
+        self._headers = [(b"x-shiver-node", pseudonym.encode())]
+        self._begun = False
+        self._opening = b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write the answer. Raises ApiError only where nothing has been written yet."""
+        watcher = asyncio.create_task(self._watch(receive))
+        try:
+            await (self._write_stream(send) if self._stream else self._write_whole(send))
+        except ClientGone:
+            await self._request.finish(How.CLIENT_GONE)
+        except AttemptFailed as failure:
+            await self._request.finish(failure.how)
+            await self._break(send, _error_of(failure, self._request.meter.delivered))
+        except JobRejected as rejected:
+            await self._request.finish(How.REJECTED)
+            await self._break(send, rejected.error)
+        except asyncio.CancelledError:  # the server is stopping and its patience is over
+            self._request.client_gone()
+            await self._request.finish(How.CLIENT_GONE)
+            raise
+        except BaseException:
+            await self._request.finish(How.ERROR)
+            raise
+        finally:
+            watcher.cancel()
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._request.client_gone()
+
+    async def _write_stream(self, send: Send) -> None:
+        piece = await self._request.read(HEAD_WAIT_S)
+        await self._begin(send)
+        while True:
+            if piece is None:
+                await self._send(send, b": ping\n")
+            elif piece.finish is not None:
+                break
+            else:
+                if piece.text:
+                    await self._send(send, self._form.delta(piece.text))
+                self._request.meter.delivered += piece.tokens
+            piece = await self._request.read(PING_S)
+        how = _HOW[piece.finish]
+        cost = self._cost(await self._request.finish(how))
+        end = self._form.end(piece.finish, self._request.prompt_tokens, self._request.meter.delivered, cost)
+        await send({"type": "http.response.body", "body": self._take_opening() + end, "more_body": False})
+
+    async def _write_whole(self, send: Send) -> None:
+        texts: list[str] = []
+        tokens = 0
+        while (piece := await self._read_whole()).finish is None:
+            texts.append(piece.text)
+            tokens += piece.tokens
+        self._request.meter.delivered = tokens
+        cost = self._cost(await self._request.finish(_HOW[piece.finish]))
+        body = self._form.whole("".join(texts), piece.finish, self._request.prompt_tokens, tokens)
+        self._headers.append((b"x-shiver-cost", cost.encode()))
+        await _start(send, 200, b"application/json", self._headers, len(body))
+        await send({"type": "http.response.body", "body": body})
+
+    async def _read_whole(self) -> Piece:
+        while (piece := await self._request.read(_READ_S)) is None:
+            pass
+        return piece
+
+    async def _begin(self, send: Send) -> None:
+        self._begun = True
+        await _start(send, 200, b"text/event-stream; charset=utf-8", [*self._headers, (b"cache-control", b"no-cache")])
+        self._opening = self._form.begin()
+
+    def _take_opening(self) -> bytes:
+        """The first chunk (the role), which travels in one write with what follows it."""
+        opening, self._opening = self._opening, b""
+        return opening
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await send({"type": "http.response.body", "body": self._take_opening() + body, "more_body": True})
+        except TimeoutError:
+            raise ClientGone from None
+
+    async def _break(self, send: Send, error: ApiError) -> None:
+        if not self._begun:
+            raise error
+        await send({"type": "http.response.body", "body": self._take_opening() + openai.error_event(error)})
+
+    def _cost(self, charge_nano: int) -> str:
+        return cost_text(charge_nano, self._request.admitted.payer, self._request.admitted.asset)
+
+
+def cost_text(charge_nano: int, payer: str, asset: str) -> str:
+    """What the client's wallet was charged, exactly: "0.0123 SHIVER". A sandbox key pays nothing."""
+    return f"{format_amount(charge_nano if payer.startswith('wallet:') else 0)} {asset}"
+
+
+def _error_of(failure: AttemptFailed, delivered: int) -> ApiError:
+    if failure.how is How.DEADLINE:
+        return ApiError("deadline_exceeded")
+    return ApiError("provider_lost" if delivered else "provider_failed", f"The answer broke off: {failure}.")
+
+
+async def _start(
+    send: Send, status: int, content_type: bytes, headers: list[tuple[bytes, bytes]], length: int | None = None
+) -> None:
+    head: list[Any] = [(b"content-type", content_type), *headers]
+    if length is not None:
+        head.append((b"content-length", str(length).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": head})

@@ -1,0 +1,141 @@
+"""The HTTP front. Read `chat` first: it is the way of every request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ingress.answer import ChatAnswer
+from ingress.auth import key_of
+from ingress.bootstrap import Ingress
+from ingress.dialects import openai
+from ingress.dispatch import new_request_id
+from schemas.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = 1_048_576
+
+
+def create_app(ingress: Ingress) -> FastAPI:
+    """The application over an Ingress that its lifespan starts and stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await ingress.start()
+        yield
+        await ingress.stop()
+
+    app = FastAPI(title="Shiver", lifespan=lifespan)
+    app.add_middleware(RequestIds)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_any_error)
+
+    async def chat(request: Request) -> Response:
+        key = key_of(request.headers)
+        body = await read_body(request)
+        try:
+            form = openai.parse(body)
+            await ingress.dispatcher.price_of(form.model)
+        except ApiError:
+            await ingress.admission.check_key(key)  # a body is only judged for a caller with a key
+            raise
+        opened = await ingress.dispatcher.open(request.state.request_id, key, form.chat())
+        return ChatAnswer(  # type: ignore[return-value]  # any ASGI callable is a response to Starlette
+            opened,
+            stream=bool(form.stream),
+            include_usage=form.stream_options is not None and form.stream_options.include_usage,
+            pseudonym=ingress.pseudonym(opened.node.beat.node_id, opened.node.beat.provider_id),
+        )
+
+    for path in ("/v1/chat/completions", "/v1/chat"):
+        app.add_route(path, chat, methods=["POST"])
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """The models on offer, in OpenAI's form."""
+        data = [
+            {"id": model.name, "object": "model", "created": model.created_s, "owned_by": model.owned_by}
+            for model in (await ingress.catalog.models()).values()
+        ]
+        return _json(200, {"object": "list", "data": data})
+
+    @app.get("/healthz")
+    async def healthz() -> Response:
+        """The process answers."""
+        return _json(200, {"status": "ok"})
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        """The process can serve; else 503 and why not."""
+        missing = await ingress.missing()
+        return _json(503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
+
+    return app
+
+
+async def read_body(request: Request) -> bytes:
+    """At most BODY_BYTES_MAX bytes, whatever Content-Length says. Raises ApiError request_too_large."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
+        raise ApiError("request_too_large")
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > BODY_BYTES_MAX:
+            raise ApiError("request_too_large")
+        parts.append(part)
+    return b"".join(parts)
+
+
+class RequestIds:
+    """Gives every request its id and puts it on every answer, errors included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = new_request_id()
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"x-shiver-request-id", request_id.encode())]
+            await send(message)
+
+        return await self._app(scope, receive, send_with_id)
+
+
+def _json(status: int, data: Any, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(data), status, headers, "application/json")
+
+
+async def _on_api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    return _json(error.row.status, error.body(), headers)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+    return await _on_api_error(request, ApiError(code))
+
+
+async def _on_any_error(request: Request, error: Exception) -> Response:
+    log.error("request %s failed: %s", request.state.request_id, type(error).__name__, exc_info=error)
+    response = await _on_api_error(request, ApiError("internal_error"))
+    response.headers["x-shiver-request-id"] = request.state.request_id  # this handler stands outside RequestIds
+    return response
