@@ -6,9 +6,7 @@ stacks fold into a flame graph with any tool that reads the format (one `frame;f
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,12 +16,12 @@ from pathlib import Path
 
 import psutil
 
-from infra.bench import stack
+from infra.bench import environments, stack
 from infra.bench.gateway import shiver_plan
 from infra.bench.machine import this_machine
 from infra.bench.measure import Measurement, measure
 from infra.bench.report import RESULTS, cpu_cells
-from infra.errors import ChildFailed, MachineUnfit
+from infra.errors import ChildFailed
 
 PYTHON_PROCESSES = ("ingress", "node", "streams")
 _RATE_HZ = 200
@@ -71,7 +69,7 @@ def parse_folded(name: str, lines: Iterable[str]) -> Profile:
 
 def run(streams: int, seconds: float, say: Callable[[str], None], results: Path = RESULTS) -> str:
     """Profiles each process of Shiver for `seconds` under `streams` streams; writes and returns the summary."""
-    py_spy = _py_spy()
+    py_spy = str(environments.ensure("py-spy", say).with_name("py-spy"))
     say(f"starting Shiver with the engine double, to be profiled at {streams} streams")
     with stack.shiver({"SHRK_ENGINE": "double", "SHRK_SLOTS": "512"}) as running:
         plan, _ = shiver_plan(running.base_url, running.key)
@@ -106,14 +104,6 @@ def record(py_spy: str, name: str, pid: int, seconds: float) -> Profile:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             raise ChildFailed(f"py-spy could not profile {name}: {lines[-1] if lines else 'it said nothing'}")
         return parse_folded(name, out.read_text().splitlines())
-
-
-def _py_spy() -> str:
-    beside = Path(sys.executable).with_name("py-spy")
-    found = str(beside) if beside.exists() else shutil.which("py-spy")
-    if not found:
-        raise MachineUnfit("py-spy is not installed: pip install py-spy")
-    return found
 
 
 def _thread_ms(pid: int, seconds: float) -> Counter[str]:

@@ -24,6 +24,7 @@ class Server:
 
 def http_probe(url: str) -> Probe:
     """Ready when a GET of `url` is answered with 200."""
+
     def probe() -> str | None:
         status, _ = http_get(url)
         return None if status == 200 else f"{url} {f'answers {status}' if status else 'does not answer yet'}"
