@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka import TopicCollection
 from confluent_kafka.admin import AdminClient
 
-from ledger.chain import record_sha256
+from ledger.digest import record_sha256
 from schemas import topics
 
 TIMEOUT_S = 10.0
