@@ -15,12 +15,19 @@ from schemas.keys import Tier
 SANDBOX_WALLET = "sandbox"
 TEST_WALLET = "demo"
 OWNER = "demo"
-PROVIDER_ID = "home"
-NODE_ID = "node-1"
 TEST_CREDIT_NANO = 10_000 * accounts.NANO
 
-# A price of P SHIVER per million tokens is P x 1000 nano per token. Below the smallest real model's 300 / 600.
-_MODEL_PRICES = {"shark-mini": (100_000, 200_000)}
+# SHIVER per million tokens, prompt and completion: the product's price list, and below it a toy.
+_PRICES: dict[str, tuple[int, int]] = {
+    "shark-llama-3.3-70b": (3500, 7000),
+    "shark-llama-3.3-70b-vision": (3500, 7000),
+    "shark-mistral-24b-cold": (800, 1600),
+    "shark-gemma-9b": (300, 600),
+    "shark-gemma-9b-vision": (300, 600),
+    "shark-embed-large-v1": (150, 0),
+}
+_TOY_PRICES = (100, 200)
+_NANO_PER_TOKEN = 1000  # of a price of 1 per million
 # Nano USD for one SHIVER: 3,500 SHIVER for a million tokens of the 70B model is then $0.35.
 _RATES = {"SHIVER": 100_000, "USDC": 1_000_000_000}
 
@@ -46,13 +53,13 @@ async def register(db: Any, node_ids: dict[str, str], models: list[str]) -> None
                 provider_id,
             )
         for model in models:
-            in_nano, out_nano = _MODEL_PRICES.get(model, _MODEL_PRICES["shark-mini"])
+            price_in, price_out = _PRICES.get(model, _TOY_PRICES)
             await db.execute(
                 "insert into state.models (model, owned_by, in_nano, out_nano) values ($1, 'shiver', $2, $3) "
                 "on conflict do nothing",
                 model,
-                in_nano,
-                out_nano,
+                price_in * _NANO_PER_TOKEN,
+                price_out * _NANO_PER_TOKEN,
             )
         for asset, nano_usd in _RATES.items():
             await db.execute(

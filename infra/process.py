@@ -75,6 +75,7 @@ class LogFile:
             return ""
         with self.path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
+            since_byte = since_byte if since_byte <= size else 0  # it was rotated since
             file.seek(max(since_byte, size - _TAIL_BYTES, 0))
             lines = file.read().decode(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "")

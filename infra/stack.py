@@ -1,37 +1,42 @@
 """The stack: its processes, in what order they start, what each is told. Wires every other module of this package."""
 
+from __future__ import annotations
+
 import asyncio
-import json
 import os
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from infra import demo
-from infra.errors import ChildFailed, MachineUnfit, Unreachable
+from infra.errors import ChildFailed, MachineUnfit
+from infra.http import http_get
 from infra.ports import LOOPBACK, require_free
 from infra.process import ChildSpec
 from infra.state import StateFolder
 from infra.supervisor import Supervisor
 
+if TYPE_CHECKING:
+    from infra.demo import DemoKeys  # at run time only when needed: it imports pydantic, 0.3 s
+
 T = TypeVar("T")
 
 DEFAULT_PORT = 8080
+NODE_ID = "node-1"
+PROVIDER_ID = "home"
 _READY_TIMEOUT_S = 60.0
-_HTTP_TIMEOUT_S = 1.5
 _POLL_S = 0.05
+_STOP_GRACE_S = 30.0  # a node drains for up to 20 s, an ingress for 10 s
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the operator chose. `kafka` and `database_url` None: start our own. `models` and `engine` are the node's."""
+    """What the operator chose. `kafka` and `database_url` None: start our own. `engine` and `models` (each `name` or
+    `name=path`) are the node's."""
 
     port: int = DEFAULT_PORT
     host: str = LOOPBACK
@@ -40,10 +45,10 @@ class Options:
     models: tuple[str, ...] = ("shark-mini",)
     engine: str = "llamacpp"
     ledger_partitions: int = 8
-    node_ids: dict[str, str] = field(default_factory=lambda: {demo.NODE_ID: demo.PROVIDER_ID})
+    node_ids: dict[str, str] = field(default_factory=lambda: {NODE_ID: PROVIDER_ID})
 
     @staticmethod
-    def from_environment(port: int, host: str, env: dict[str, str] | None = None) -> "Options":
+    def from_environment(port: int, host: str, env: dict[str, str] | None = None) -> Options:
         """Raises MachineUnfit for a SHRK_LEDGER_PARTITIONS that is no number."""
         env = dict(os.environ) if env is None else env
         partitions = env.get("SHRK_LEDGER_PARTITIONS", "8")
@@ -69,7 +74,7 @@ class Stack:
         self.kafka = options.kafka or ""
         self.database_url = options.database_url or ""
         self.base_url = f"http://{options.host}:{options.port}"
-        self.keys: demo.DemoKeys | None = None
+        self.keys: DemoKeys | None = None
         self.supervisor = Supervisor(state.logs, say, on_change=self._write)
         self._started_at = time.time()
         self._cancelled = threading.Event()
@@ -120,11 +125,13 @@ class Stack:
         await migrate(self.database_url)
 
     async def _prepare_network(self) -> None:
+        from infra import demo
         from infra.accounts import connected
         from infra.append import appending
 
         async with connected(self.database_url) as db:
-            await demo.register(db, self.options.node_ids, list(self.options.models))
+            names = [model.partition("=")[0] for model in self.options.models]
+            await demo.register(db, self.options.node_ids, names)
             self.keys = await demo.ensure_keys(db, self.state, self.options.ledger_partitions)
             await demo.ensure_credit(db, appending(self.kafka, self.options.ledger_partitions))
 
@@ -154,7 +161,7 @@ class Stack:
     ) -> ChildSpec:
         # -P: a folder named "streams" where the operator stands must not be taken for ours.
         argv = (sys.executable, "-P", "-m", module)
-        return ChildSpec(name, argv, env, probe=probe, ready_timeout_s=_READY_TIMEOUT_S, stop_grace_s=15.0)
+        return ChildSpec(name, argv, env, probe=probe, ready_timeout_s=_READY_TIMEOUT_S, stop_grace_s=_STOP_GRACE_S)
 
     def _ingress_lives(self) -> str | None:
         """Lives, not ready: a missing node or database must not get the ingress restarted."""
@@ -215,32 +222,6 @@ def end_leftovers(state: StateFolder, say: Callable[[str], None], grace_s: float
     for process in psutil.wait_procs(left, timeout=grace_s)[1]:
         process.kill()
     psutil.wait_procs(left, timeout=grace_s)
-
-
-def http_get(url: str) -> tuple[int, str]:
-    """Status and body; status 0 and the reason where nothing answers in time."""
-    # No proxy from the environment: this is our own loopback.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(url, timeout=_HTTP_TIMEOUT_S) as answer:
-            return answer.status, answer.read(65_536).decode(errors="replace")
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read(65_536).decode(errors="replace")
-    except OSError as error:
-        return 0, str(getattr(error, "reason", error))
-
-
-def readiness(base_url: str) -> dict[str, Any]:
-    """What /readyz says, as a dict, with its HTTP `status`. Raises Unreachable if the ingress does not answer."""
-    status, body = http_get(f"{base_url}/readyz")
-    if status == 0:
-        raise Unreachable(f"the ingress at {base_url} does not answer: {body}")
-    try:
-        told = json.loads(body)
-    except ValueError:
-        told = {"answer": body[:200]}
-    return {"status": status, **(told if isinstance(told, dict) else {"answer": told})}
 
 
 def _java() -> Any:

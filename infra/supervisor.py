@@ -60,6 +60,7 @@ class _Child:
         self.state = "starting"
         self.started_at = 0.0
         self.ready_at = 0.0  # monotonic
+        self.since_byte = 0  # where its log stood when it was started
         self.restarts = 0
         self.failures = 0  # deaths in a row
         self.watcher: asyncio.Task[None] | None = None
@@ -125,7 +126,8 @@ class Supervisor:
         self._on_change()
 
     async def _bring_up(self, child: _Child) -> None:
-        spec, since_byte = child.spec, child.log.size()
+        spec = child.spec
+        child.since_byte = child.log.size()
         child.process = spawn(spec, child.log)
         child.started_at = time.time()
         self._set(child, "starting")
@@ -133,7 +135,7 @@ class Supervisor:
         missing: str | None = "not probed yet"
         while missing is not None:
             if (returncode := child.process.poll()) is not None:
-                raise failure(spec, returncode, child.log, since_byte)
+                raise failure(spec, returncode, child.log, child.since_byte)
             # In a thread: a probe may block for a second or two, and the other children must be watched meanwhile.
             missing = await asyncio.to_thread(spec.probe) if spec.probe is not None else None
             if missing is not None:
@@ -154,7 +156,8 @@ class Supervisor:
             if (returncode := child.process.poll()) is not None:
                 if time.monotonic() - child.ready_at > self._backoff.healthy_after_s:
                     child.failures = 0
-                await self._restart(child, describe_exit(returncode))
+                said = child.log.last_line(child.since_byte)[:300] if returncode > 0 else ""
+                await self._restart(child, describe_exit(returncode) + (f', it said "{said}"' if said else ""))
 
     async def _restart(self, child: _Child, why: str) -> None:
         """Restarts until it is ready again, however often that takes."""

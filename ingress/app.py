@@ -122,20 +122,20 @@ def _json(status: int, data: Any, headers: dict[str, str] | None = None) -> Resp
     return Response(orjson.dumps(data), status, headers, "application/json")
 
 
-def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     return _json(error.row.status, error.body(), headers)
 
 
-def _on_http_error(request: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return _on_api_error(request, ApiError(code))
+    return await _on_api_error(request, ApiError(code))
 
 
-def _on_any_error(request: Request, error: Exception) -> Response:
+async def _on_any_error(request: Request, error: Exception) -> Response:
     log.error("request %s failed: %s", request.state.request_id, type(error).__name__, exc_info=error)
-    response = _on_api_error(request, ApiError("internal_error"))
+    response = await _on_api_error(request, ApiError("internal_error"))
     response.headers["x-shiver-request-id"] = request.state.request_id  # this handler stands outside RequestIds
     return response

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from typing import NamedTuple
 
 import asyncpg
 
 from schemas.events import ModelPrice
+
+log = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
 
@@ -28,21 +32,25 @@ class Catalog:
         self._pool = pool
         self._models: dict[str, Model] = {}
         self._read_at_s = float("-inf")
+        self._first = asyncio.Lock()
 
     async def models(self) -> dict[str, Model]:
         """All models by name. Raises asyncpg errors or OSError where none was ever read."""
-        if time.monotonic() - self._read_at_s > REFRESH_S:
+        if not self._models:
+            async with self._first:
+                if not self._models:
+                    await self._read()
+        elif time.monotonic() - self._read_at_s > REFRESH_S:
             self._read_at_s = time.monotonic()  # first, so that one caller reads and the others go on
             try:
                 await self._read()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-                if not self._models:
-                    self._read_at_s = float("-inf")
-                    raise
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                log.warning("prices are not refreshed: %r", error)
         return self._models
 
     async def _read(self) -> None:
         rows = await self._pool.fetch("select * from state.models order by model", timeout=2)
+        self._read_at_s = time.monotonic()
         self._models = {
             row["model"]: Model(
                 row["model"],

@@ -17,8 +17,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import KafkaError
+from confluent_kafka import KafkaError as ConfluentError
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, NewTopic
 
 from schemas import topics
 
@@ -154,7 +156,7 @@ class LanePool:
         self.made = 0
 
     async def start(self, size: int = POOL_START) -> None:
-        """Make the first lanes. Raises KafkaError or TimeoutError."""
+        """Make the first lanes. Raises KafkaError, KafkaException or TimeoutError."""
         while self.made < size:
             await self._add_block()
         self._grower = asyncio.create_task(self._grow(), name="lanes-grow")
@@ -208,7 +210,7 @@ class LanePool:
             await self._grow_wanted.wait()
             try:
                 await self._add_block()
-            except (KafkaError, OSError, TimeoutError) as error:
+            except (KafkaError, KafkaException, OSError, TimeoutError) as error:
                 log.warning("making more lanes failed, trying again: %s", error)
                 await asyncio.sleep(RETRY_S)
             if len(self._free) > FREE_LOW or self.made >= POOL_MAX:
@@ -216,7 +218,7 @@ class LanePool:
 
     async def _add_block(self) -> None:
         first = self.made
-        await make_lanes(self._bootstrap, self._boot_id, first, BLOCK_LANES)
+        await asyncio.to_thread(make_lanes, self._bootstrap, self._boot_id, first, BLOCK_LANES)
         block = Block(self._bootstrap)
         try:
             lanes = await block.open(self._boot_id, first, BLOCK_LANES)
@@ -230,24 +232,34 @@ class LanePool:
             self._offer(lane)
 
 
-async def make_lanes(bootstrap: str, boot_id: str, first: int, count: int) -> None:
-    """Create reply topics, a few in each call: one large call would hold up every other creation (measured: 2.5 s)."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=int(ADMIN_TIMEOUT_S * 1000))
-    await asyncio.wait_for(admin.start(), ADMIN_TIMEOUT_S)
+def make_lanes(bootstrap: str, boot_id: str, first: int, count: int) -> None:
+    """Create reply topics, a few in each call: one large call would hold up every other creation (measured: 2.5 s).
+
+    Blocks, so it runs in a thread. Raises KafkaException. The broker's default replication applies, which aiokafka's
+    admin client has no way to ask for.
+    """
+    admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 2})
     began_s = time.monotonic()
-    try:
-        for start in range(first, first + count, topics.LANES_PER_CREATE_MAX):
-            specs = [
-                topics.lane_topic(boot_id, number)
-                for number in range(start, min(start + topics.LANES_PER_CREATE_MAX, first + count))
-            ]
-            answer = await admin.create_topics(
-                [NewTopic(s.name, s.partitions, -1, topic_configs=s.config) for s in specs]
-            )
-            for name, code, *_ in answer.topic_errors:
-                error = for_code(code)
-                if code and error is not TopicAlreadyExistsError:
-                    raise error(f"creating {name}")
-    finally:
-        await asyncio.wait_for(admin.close(), 5)
+    for start in range(first, first + count, topics.LANES_PER_CREATE_MAX):
+        numbers = range(start, min(start + topics.LANES_PER_CREATE_MAX, first + count))
+        specs = [topics.lane_topic(boot_id, number) for number in numbers]
+        wanted = [NewTopic(spec.name, spec.partitions, -1, config=spec.config) for spec in specs]
+        for made in admin.create_topics(
+            wanted, operation_timeout=ADMIN_TIMEOUT_S, request_timeout=ADMIN_TIMEOUT_S
+        ).values():
+            try:
+                made.result(ADMIN_TIMEOUT_S)
+            except KafkaException as error:
+                if error.args[0].code() != ConfluentError.TOPIC_ALREADY_EXISTS:
+                    raise
+    _wait_known(admin, {topics.lane(boot_id, number) for number in range(first, first + count)})
     log.info("made %d lanes in %.2f s", count, time.monotonic() - began_s)
+
+
+def _wait_known(admin: AdminClient, names: set[str]) -> None:
+    """Brokers learn of a topic a moment after its creation was answered; a consumer that is sooner asks in a loop."""
+    deadline_s = time.monotonic() + ADMIN_TIMEOUT_S
+    while missing := names - set(admin.list_topics(timeout=ADMIN_TIMEOUT_S).topics):
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"{len(missing)} new reply topics are not known to the broker")
+        time.sleep(0.02)

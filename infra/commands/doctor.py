@@ -12,8 +12,9 @@ import click
 
 from infra import addresses
 from infra.errors import ShrkError
+from infra.http import readiness
 from infra.ports import LOOPBACK, is_free
-from infra.stack import DEFAULT_PORT, readiness
+from infra.stack import DEFAULT_PORT
 from infra.state import NEEDED_BYTES, StateFolder
 
 _LISTEN_S = 3.0

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from infra.errors import Unreachable
-from infra.stack import readiness
+from infra.http import readiness
 from infra.state import StateFolder
 
 

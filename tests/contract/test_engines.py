@@ -270,14 +270,15 @@ class TestLife:
             await engine.unload()
             await engine.unload()
 
-    async def test_unload_ends_what_runs(self, name: str) -> None:
+    async def test_unload_ends_what_runs_and_what_waits(self, name: str) -> None:
         engine = make(name)
         await engine.load()
-        running = asyncio.create_task(collect(engine, await endless(engine, 900)))
+        generation = await endless(engine, 900)
+        running = [asyncio.create_task(collect(engine, generation)) for _ in range(engine.facts.slots * 2)]
         await asyncio.sleep(0.02)
         await engine.unload()
-        with pytest.raises(EngineNotLoaded):
-            await running
+        results = await asyncio.gather(*running, return_exceptions=True)
+        assert [type(result) for result in results] == [EngineNotLoaded] * len(results)
 
     async def test_loads_again(self, name: str) -> None:
         engine = make(name)

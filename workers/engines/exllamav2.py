@@ -112,6 +112,7 @@ class _Generator:
         self._thread = threading.Thread(target=self._loop.run_forever, name="exllamav2", daemon=True)
         self._thread.start()
         self._generator: Any = None
+        self._closing = False
         self._jobs: set[asyncio.Task[None]] = set()
 
     async def start(self, timeout_s: float) -> None:
@@ -123,9 +124,19 @@ class _Generator:
         await asyncio.wait_for(asyncio.wrap_future(self._submit(make())), timeout_s)
 
     def run(self, generation: Generation, budget: int, stream: _Stream) -> Callable[[], None]:
-        """Start a job; its results go to the stream. Returns what stops it, callable at any time, more than once."""
+        """Start a job; its results go to the stream. Returns what stops it, callable at any time, more than once.
+
+        Raises: EngineCrashed once close() has begun.
+        """
+        if self._closing:
+            raise EngineCrashed("exllamav2 is being unloaded")
         stopped = threading.Event()
         handle: list[asyncio.Task[None]] = []
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._jobs.discard(task)
+            if task.cancelled():  # told from here: a task cancelled before its first step never runs a line of its own
+                stream.put(EngineCrashed("the generation was stopped"))
 
         async def begin() -> None:
             if stopped.is_set():
@@ -133,7 +144,7 @@ class _Generator:
             task = asyncio.get_running_loop().create_task(self._drive(generation, budget, stream))
             handle.append(task)
             self._jobs.add(task)
-            task.add_done_callback(self._jobs.discard)
+            task.add_done_callback(ended)
 
         def stop() -> None:
             stopped.set()
@@ -145,6 +156,7 @@ class _Generator:
 
     async def close(self, timeout_s: float) -> bool:
         """Stop every job, the generator and the thread; False where that took too long."""
+        self._closing = True
 
         async def end() -> None:
             for task in tuple(self._jobs):
@@ -178,9 +190,6 @@ class _Generator:
                 if (read := read_result(result)) is not None:
                     stream.put(read)
                 ended = bool(result["eos"])
-        except asyncio.CancelledError:
-            stream.put(EngineCrashed("the generation was stopped"))
-            raise
         except Exception as error:  # noqa: BLE001 - crosses the thread's border; the reader raises it
             self.fault = f"{type(error).__name__}: {error}"
             stream.put(error)

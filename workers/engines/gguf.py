@@ -61,7 +61,8 @@ def _head(path: Path, values: dict[str, Value]) -> GgufHead:
     if kind not in ("llama", "gpt2"):
         raise ValueError(f"its tokenizer is of the kind {kind!r}; 'gpt2' (byte-level) and 'llama' are supported")
     tokens = [str(token) for token in _list(values["tokenizer.ggml.tokens"])]
-    types = _list(values.get("tokenizer.ggml.token_type", [1] * len(tokens)))
+    no_types: list[Value] = [1] * len(tokens)
+    types = _list(values.get("tokenizer.ggml.token_type", no_types))
     control = [kind in (_UNKNOWN_TOKEN, _CONTROL_TOKEN) for kind in types]
 
     def text_of(key: str) -> str:

@@ -7,6 +7,8 @@ What to know before changing anything here (xllamacpp 2026.10, each found by try
 - It installs its own SIGINT and SIGTERM handlers, whose second signal calls exit(1). load() puts Python's back.
 - It always opens an HTTP server. Ours listens on a socket file in a folder of mode 0700, so nobody else can reach it;
   tokenising goes through it, since the in-process object offers none.
+- Its destructor waits for its loop to end, but a loop that has not begun yet misses the order to: destroyed right after
+  it was made, it hangs for ever with the interpreter's lock held. load() returns only once the loop has answered.
 - By default it keeps up to 8 GiB of old prompts in memory; here none.
 - Floats depend a little on what shares a batch and on what the cache already held. Greedy output is exact as long as
   no two tokens are within rounding of each other; sampled output repeats for a seed under the same load only.
@@ -37,6 +39,7 @@ from workers.engines.base import (
     Facts,
     Generation,
     Piece,
+    Sampling,
     budget_tokens,
     engine_seed,
 )
@@ -121,14 +124,20 @@ class LlamaCppEngine:
             head = await asyncio.to_thread(read_gguf, self._model_path)
             context_tokens = min(self._context_tokens or head.context_tokens, head.context_tokens)
             folder = Path(tempfile.mkdtemp(prefix="shrk-llama-"))
+            executor = ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="llamacpp")
             try:
                 before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
                 try:
                     server = await asyncio.to_thread(self._start, head, context_tokens, folder)
                 finally:
                     _restore_signals(before)
+                first = Generation((0,), 1, sampling=Sampling(temperature=0))
+                await Call(server, _body(first, 1, stream=False), executor).next(self._silence_s)
+            except EngineCrashed as error:
+                self._drop(folder, executor)
+                raise EngineUnavailable(f"llama.cpp loaded {head.name} but does not generate: {error}") from error
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                self._drop(folder, executor)
                 raise
             self._loaded = _Loaded(
                 server=server,
@@ -136,7 +145,7 @@ class LlamaCppEngine:
                 vocabulary=Vocabulary(head.table),
                 facts=self._facts(head, context_tokens),
                 folder=folder,
-                executor=ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="llamacpp"),
+                executor=executor,
                 slots=Slots(self._slots, self._slot_wait_s),
                 calls=set(),
             )
@@ -147,8 +156,7 @@ class LlamaCppEngine:
         if loaded is None:
             return
         stopped = await settle(tuple(loaded.calls), self._silence_s)
-        loaded.executor.shutdown(wait=False)
-        shutil.rmtree(loaded.folder, ignore_errors=True)
+        self._drop(loaded.folder, loaded.executor)
         if not stopped:
             raise EngineCrashed(f"llama.cpp did not stop within {self._silence_s:g} s")
 
@@ -174,6 +182,8 @@ class LlamaCppEngine:
         await loaded.slots.take()
         attempt = _Attempt(loaded, self._silence_s)
         try:
+            if self._loaded is not loaded:
+                raise EngineNotLoaded("the engine was unloaded while this generation waited for a slot")
             while True:
                 brought: list[int] = []
                 async with contextlib.aclosing(attempt.steps(generation)) as steps:
@@ -194,6 +204,11 @@ class LlamaCppEngine:
             raise
         finally:
             attempt.close()
+
+    @staticmethod
+    def _drop(folder: Path, executor: ThreadPoolExecutor) -> None:
+        executor.shutdown(wait=False)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _require_loaded(self) -> _Loaded:
         if self._loaded is None:

@@ -36,6 +36,8 @@ class Call:
         server: the library's server.
         body: the request of llama.cpp's /completion.
         executor: has a thread to spare.
+
+    Raises: EngineCrashed where the executor takes no more work.
     """
 
     def __init__(self, server: Server, body: dict[str, Any], executor: Executor) -> None:
@@ -45,7 +47,10 @@ class Call:
         # Unbounded on purpose: a slow reader must not hold up the library. It fills no further than the token budget.
         self._chunks: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
         self._stopping = threading.Event()
-        self.ended: asyncio.Future[None] = self._loop.run_in_executor(executor, self._work)
+        try:
+            self.ended: asyncio.Future[None] = self._loop.run_in_executor(executor, self._work)
+        except RuntimeError as error:  # the executor is shut down: whoever waited for a slot comes too late
+            raise EngineCrashed("llama.cpp is being unloaded") from error
 
     async def next(self, timeout_s: float) -> dict[str, Any]:
         """The next answer.

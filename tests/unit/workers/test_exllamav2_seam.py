@@ -187,13 +187,14 @@ async def test_silence_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     await engine.unload()
 
 
-async def test_unload_ends_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("pause_s", [0.0, 0.02])
+async def test_unload_ends_what_runs_and_what_waits(monkeypatch: pytest.MonkeyPatch, pause_s: float) -> None:
     engine, _ = await loaded(monkeypatch, [stream([1])] * 10_000)
-    running = asyncio.create_task(collect(engine))
-    await asyncio.sleep(0.02)
+    running = [asyncio.create_task(collect(engine)) for _ in range(5)]
+    await asyncio.sleep(pause_s)
     await engine.unload()
-    with pytest.raises(EngineNotLoaded):
-        await running
+    results = await asyncio.gather(*running, return_exceptions=True)
+    assert [type(result) for result in results] == [EngineNotLoaded] * 5
 
 
 async def test_without_its_libraries_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

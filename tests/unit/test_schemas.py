@@ -1,0 +1,156 @@
+"""The contracts: keys, ids, partitions, events as they stand in the log, and the counting of replies."""
+
+from __future__ import annotations
+
+import pytest
+from aiokafka.partitioner import murmur2 as kafka_murmur2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import events, ids, keys, replies, topics
+from schemas.replies import Alive, Claimed, End, Tally, Tokens, Verdict
+
+REQUEST = ids.uuid7(1_795_000_000_000, b"0123456789")
+NONCE = "n" * 8
+
+
+@given(st.binary(max_size=70))
+def test_partition_is_kafkas_own(key: bytes) -> None:
+    assert topics.murmur2(key) == kafka_murmur2(key) & 0xFFFFFFFF
+    assert 0 <= topics.partition_of(key, 8) < 8
+
+
+def test_lane_names_its_ingress() -> None:
+    assert topics.lane_boot_id(topics.lane("i1ab", 17)) == "i1ab"
+    for wrong in ("jobs.n1", "replies.x", "replies..3", "replies.x.y"):
+        with pytest.raises(ValueError, match="not a lane"):
+            topics.lane_boot_id(wrong)
+
+
+@pytest.mark.parametrize("tier", keys.TIERS)
+def test_a_minted_key_parses_and_any_changed_character_does_not(tier: keys.Tier) -> None:
+    text = keys.mint(tier, bytes(range(29)))
+    parsed = keys.parse(text)
+    assert parsed is not None
+    assert (parsed.tier, len(parsed.key_id), len(parsed.sha256)) == (tier, 12, 32)
+    for place in range(len(text)):
+        changed = text[:place] + ("A" if text[place] != "A" else "B") + text[place + 1 :]
+        assert keys.parse(changed) is None, place
+
+
+@pytest.mark.parametrize(
+    "text", ["", "sk-abc", "shvr_dev_", "shvr_xxx_" + "a" * 45, "shvr_dev_" + "é" * 45, "s" * 9000]
+)
+def test_what_is_no_key(text: str) -> None:
+    assert keys.parse(text) is None
+
+
+@given(st.integers(0, 2**48 - 1), st.binary(min_size=10, max_size=10))
+def test_uuid7_keeps_its_time_and_its_form(now_ms: int, entropy: bytes) -> None:
+    request_id = ids.uuid7(now_ms, entropy)
+    assert ids.uuid7_ms(request_id) == now_ms
+    assert events.RequestFailed(wallet="w", at_ms=0, request_id=request_id, epoch=1, how=events.How.ERROR)
+
+
+GOLDEN = {
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"wallet.credited","asset":"SHIVER","amount_nano":7,'
+    b'"external_ref":"r","reason":"top_up","operator":"o"}': events.WalletCredited(
+        wallet="w1", at_ms=5, asset="SHIVER", amount_nano=7, external_ref="r", reason="top_up", operator="o"
+    ),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"request.accepted","request_id":"%(id)s","key_id":"k","owner":"i1",'
+    b'"rules_version":1,"asset":"SHIVER","prices":[{"model":"m","in_nano":1,"out_nano":2,"image_factor":2}],'
+    b'"rate_nano_usd":3,"cap_day":null,"hold_nano":9,"payer":"wallet:w1"}': events.RequestAccepted(
+        wallet="w1", at_ms=5, request_id=REQUEST, key_id="k", owner="i1", rules_version=1, asset="SHIVER",
+        prices=(events.ModelPrice(model="m", in_nano=1, out_nano=2),), rate_nano_usd=3, cap_day=None, hold_nano=9,
+        payer="wallet:w1",
+    ),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"request.adopted","request_id":"%(id)s","epoch":2,"owner":"e"}':
+    events.RequestAdopted(wallet="w1", at_ms=5, request_id=REQUEST, epoch=2, owner="e"),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"usage.recorded","request_id":"%(id)s","epoch":1,"how":"stop",'
+    b'"model":"m","prompt_tokens":3,"image_tokens":0,"segments":[{"node":"n","provider":"p","attempt":1,"tokens":4,'
+    b'"receipt":null}]}': events.UsageRecorded(
+        wallet="w1", at_ms=5, request_id=REQUEST, epoch=1, how=events.How.STOP, model="m", prompt_tokens=3,
+        segments=(events.Segment(node="n", provider="p", attempt=1, tokens=4),),
+    ),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"request.failed","request_id":"%(id)s","epoch":1,"how":"no_node",'
+    b'"detail":""}': events.RequestFailed(wallet="w1", at_ms=5, request_id=REQUEST, epoch=1, how=events.How.NO_NODE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("golden", "event"), GOLDEN.items())
+def test_golden_bytes_of_every_version_are_read_and_written_for_ever(golden: bytes, event: events.Event) -> None:
+    golden = golden.replace(b"%(id)s", REQUEST.encode())
+    assert events.dump(event) == golden
+    assert events.parse(golden) == event
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b'"version":1', b'"version":2'),
+        (b'"type":"wallet.credited"', b'"type":"wallet.emptied"'),
+        (b'"amount_nano":7', b'"amount_nano":7.0'),
+        (b'"amount_nano":7', b'"amount_nano":"7"'),
+        (b'"amount_nano":7', b'"amount_nano":0'),
+        (b'"amount_nano":7', b'"amount_nano":1000000000000000001'),
+        (b'"operator":"o"', b'"operator":"o","extra":"SECRET"'),
+        (b'"asset":"SHIVER"', b'"asset":"EUR"'),
+        (b"{", b"["),
+    ],
+)
+def test_an_event_that_is_not_known_exactly_is_refused_and_not_repeated(change: tuple[bytes, bytes]) -> None:
+    with pytest.raises(events.UnreadableEvent) as caught:
+        events.parse(next(iter(GOLDEN)).replace(*change, 1))
+    assert "SECRET" not in str(caught.value)
+
+
+def _records(nonce: str = NONCE, attempt: int = 1) -> list[replies.Reply]:
+    base = {"request_id": REQUEST, "attempt": attempt, "nonce": nonce}
+    return [
+        Claimed(**base, seq=0, prompt_tokens=12),
+        Tokens(**base, seq=1, ids=(1, 2), text="ab", text_bytes=2),
+        Alive(**base, seq=2),
+        Tokens(**base, seq=3, ids=(3,), text="c", text_bytes=3),
+        End(**base, seq=4, finish="stop", completion_tokens=3),
+    ]
+
+
+def test_tally_counts_one_attempt() -> None:
+    tally = Tally(REQUEST, 1)
+    assert [tally.add(replies.parse(replies.dump(r))) for r in _records()] == [Verdict.COUNTS] * 5
+    assert (tally.prompt_tokens, tally.completion_tokens) == (12, 3)
+    assert isinstance(tally.terminal, End)
+
+
+def test_tally_binds_the_first_claim_and_ignores_a_second_c4() -> None:
+    tally = Tally(REQUEST, 1)
+    tally.add(_records()[0])
+    assert tally.add(_records(nonce="other-nonce")[0]) is Verdict.STRAY
+    assert tally.add(_records(nonce="other-nonce")[1]) is Verdict.STRAY
+    assert tally.add(_records()[1]) is Verdict.COUNTS
+
+
+def test_tally_names_a_gap_ignores_repeats_and_other_attempts() -> None:
+    tally = Tally(REQUEST, 1)
+    claimed, first, _, third, _ = _records()
+    assert tally.add(first) is Verdict.GAP
+    assert tally.add(claimed) is Verdict.COUNTS
+    assert tally.add(claimed) is Verdict.STRAY
+    assert tally.add(_records(attempt=2)[1]) is Verdict.STRAY
+    assert tally.add(third) is Verdict.GAP
+    assert tally.completion_tokens == 0
+
+
+def test_nothing_counts_after_the_end() -> None:
+    tally = Tally(REQUEST, 1)
+    for record in _records():
+        tally.add(record)
+    late = Tokens(request_id=REQUEST, attempt=1, nonce=NONCE, seq=5, ids=(9,), text="x", text_bytes=4)
+    assert tally.add(late) is Verdict.STRAY
+    assert tally.completion_tokens == 3
+
+
+def test_a_record_that_cannot_be_read_does_not_repeat_its_content() -> None:
+    with pytest.raises(replies.UnreadableReply) as caught:
+        replies.parse(b'{"kind":"tokens","text":"a secret answer"}')
+    assert "secret" not in str(caught.value)
