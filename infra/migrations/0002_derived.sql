@@ -63,6 +63,7 @@ create table derived.requests (
     check (charge_nano <= hold_nano or status = 'failed')
 );
 create index requests_open on derived.requests (request_id) where status = 'open';
+create index requests_sandbox on derived.requests (cap_day) where cap_day is not null;
 
 create table derived.credits (
     wallet_id    text not null,

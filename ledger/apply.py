@@ -1,0 +1,45 @@
+"""Carries a decision out. It never decides: whatever `decide` said is done, in the memory of one partition's books."""
+
+from __future__ import annotations
+
+from ledger.books import OPEN, Account, Books
+from ledger.decide import Decision, decide
+from ledger.outcomes import Outcome
+from schemas.events import Event, WalletCredited
+
+
+def apply(books: Books, event: Event, offset: int, decision: Decision) -> None:
+    """Books `decision`, which `decide` made of these books and this event at `offset`."""
+    books.next_offset = offset + 1
+    if decision.outcome is not Outcome.APPLIED:
+        books.rejected += 1
+        return
+    if event.at_ms > books.max_event_ms:
+        books.max_event_ms = event.at_ms
+    accounts = books.accounts
+    for account, asset, amount_nano in decision.postings:
+        row = accounts.get((account, asset))
+        if row is None:
+            row = accounts[account, asset] = Account()
+        row.balance_nano += amount_nano
+        row.entries += 1
+    if isinstance(event, WalletCredited):
+        if decision.credit is not None:
+            books.credits[event.wallet, event.external_ref] = decision.credit
+        return
+    request = decision.request
+    if request is None:
+        return
+    before = books.requests.get(event.request_id)
+    books.requests[event.request_id] = request
+    if request.status == OPEN:
+        books.opened_count += before is None
+    else:
+        books.ended_count += before is not None
+
+
+def step(books: Books, event: Event, offset: int) -> Decision:
+    """Decide, then apply: the fold's one step."""
+    decision = decide(books, event, offset)
+    apply(books, event, offset, decision)
+    return decision

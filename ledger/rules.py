@@ -1,0 +1,62 @@
+"""Who pays for a request, by how it ended. One table for each `rules_version`, which the accept fixes for its request.
+
+The client pays for tokens delivered to it, once; nothing for a request that delivered none, nor for one whose owner
+died unadopted (C6): those tokens may never have reached it, so the platform bears them and the providers are paid.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from ledger.money import cost_nano
+from schemas.events import How, ModelPrice, UsageRecorded
+
+RULES_VERSION = 1
+
+SANDBOX = "platform:sandbox"
+LOSSES = "platform:losses"
+
+
+class Pays(Enum):
+    """Whose account a charge is taken from."""
+
+    CLIENT = "client"  # the payer named in the accept: the wallet, or the sandbox for a free key
+    LOSSES = "losses"
+    NOBODY = "nobody"
+
+
+_VERSION_1: dict[How, Pays] = {
+    How.STOP: Pays.CLIENT,
+    How.LENGTH: Pays.CLIENT,
+    How.TOOL_CALLS: Pays.CLIENT,
+    How.CLIENT_GONE: Pays.CLIENT,  # what was delivered before it left
+    How.NODE_DIED: Pays.CLIENT,  # what was delivered, also where nobody could go on
+    How.DEADLINE: Pays.CLIENT,
+    How.ERROR: Pays.CLIENT,
+    How.OWNER_DIED: Pays.LOSSES,
+    # These mean that nothing was delivered; a usage.recorded that says so anyway costs nobody anything.
+    How.ZERO_TOKENS: Pays.NOBODY,
+    How.REJECTED: Pays.NOBODY,
+    How.NO_NODE: Pays.NOBODY,
+    How.NOT_ACKED: Pays.NOBODY,
+}
+TABLES: dict[int, dict[How, Pays]] = {1: _VERSION_1}
+
+
+def delivered_tokens(event: UsageRecorded) -> int:
+    """Completion tokens over all segments."""
+    segments = event.segments
+    return segments[0].tokens if len(segments) == 1 else sum(segment.tokens for segment in segments)
+
+
+def who_pays(rules_version: int, how: How, delivered: int) -> Pays:
+    """Who is charged where `delivered` completion tokens were. Raises KeyError for a version that is not ours."""
+    return TABLES[rules_version][how] if delivered > 0 else Pays.NOBODY
+
+
+def charge_nano(price: ModelPrice, event: UsageRecorded, hold_nano: int, rules_version: int = RULES_VERSION) -> int:
+    """What the *accepted payer* is charged: what `state.settle` shrinks the hold to. Never above the hold (S9)."""
+    delivered = delivered_tokens(event)
+    if who_pays(rules_version, event.how, delivered) is not Pays.CLIENT:
+        return 0
+    return min(hold_nano, cost_nano(price, event.prompt_tokens, event.image_tokens, delivered))
