@@ -31,7 +31,8 @@ _NODE_SLOTS = 512
 class Length:
     """How long each row is measured: at least `seconds` and `requests_min` requests, at most `seconds_max`.
 
-    `rest_s` is how long the processes are watched without a load.
+    At least `rounds_min` requests a stream, too: streams that start together end together, and a span of a few such
+    waves counts one more or less. `rest_s` is how long the processes are watched without a load.
     """
 
     seconds: float = 20.0
@@ -39,9 +40,10 @@ class Length:
     seconds_max: float = 90.0
     warmup_s: float = 3.0
     rest_s: float = 10.0
+    rounds_min: int = 10
 
 
-QUICK = Length(seconds=3.0, requests_min=1, warmup_s=1.0, rest_s=2.0)
+QUICK = Length(seconds=3.0, requests_min=1, warmup_s=1.0, rest_s=2.0, rounds_min=1)
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def _row(
         plan,
         streams=streams,
         seconds=length.seconds,
-        requests_min=length.requests_min,
+        requests_min=max(length.requests_min, length.rounds_min * streams),
         seconds_max=length.seconds_max,
         warmup_s=length.warmup_s,
     )
