@@ -25,7 +25,7 @@ NANO = 10**9
 OPEN_MAX: dict[Tier, int] = {"dev": 10, "pro": 200, "ent": 1000}
 """Open requests that a key of a tier may have, unless it is made with another number."""
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 10
 
 Append = Callable[[WalletCredited], Awaitable[object]]
 """Appends an event to the ledger log and returns when it is acknowledged."""

@@ -18,7 +18,7 @@ from infra.postgres import describe_url
 FOLDER = Path(__file__).with_name("migrations")
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 _LOCK = 0x5368_6976  # any number that every runner agrees on
-_CONNECT_TIMEOUT_S = 10.0
+_CONNECT_TIMEOUT_S = 10
 _LOCK_TIMEOUT_S = 60.0
 _EACH_TIMEOUT_S = 600.0
 

@@ -281,7 +281,7 @@ class Postgres:
             ) from error
 
 
-async def check(url: str, timeout_s: float = 5.0) -> int:
+async def check(url: str, timeout_s: int = 5) -> int:
     """The major version of the server at `url`. Raises Unreachable, without repeating a password in `url`."""
     import asyncpg
 

@@ -54,7 +54,7 @@ class Admitted(NamedTuple):
 
 
 async def open_pool(database_url: str) -> asyncpg.Pool:
-    """The ingress's connections. An admission may be lost by a crash of the server: C7 makes that harmless."""
+    """The ingress's connections. They let go of locks by themselves where this process hangs."""
     return await asyncpg.create_pool(
         database_url,
         min_size=2,
@@ -64,7 +64,6 @@ async def open_pool(database_url: str) -> asyncpg.Pool:
         reset=_keep,
         server_settings={
             "application_name": "shiver-ingress",
-            "synchronous_commit": "off",
             "lock_timeout": "1500",
             "idle_in_transaction_session_timeout": "5000",
         },

@@ -142,7 +142,7 @@ def _nodes(kafka: str, topics: set[str]) -> Iterator[Finding]:
         yield Finding("bad", f"no node was heard in {_LISTEN_S:g} s", "start one: `shrk up`, or `python -m workers`")
     for beat in heard.values():
         models = ", ".join(model.name for model in beat.models) or "no model"
-        load = f"{beat.busy}/{beat.slots} slots busy{', draining' if beat.draining else ''}"
+        load = f"{sum(beat.busy_by_owner.values())}/{beat.slots} slots busy{', draining' if beat.draining else ''}"
         yield Finding("ok", f"node {beat.node_id}: {models} on {beat.engine}, {load}")
 
 

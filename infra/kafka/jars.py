@@ -52,11 +52,11 @@ def parse_list(text: str) -> list[Jar]:
         if not line:
             continue
         coordinate, _, digest = line.partition(" ")
-        parts = coordinate.split(":")
+        group, artifact, version, *rest = [*coordinate.split(":"), "", ""]
         sha256 = digest.strip()
-        if len(parts) != 3 or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
+        if not version or any(rest) or len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
             raise JarsUnavailable(f"jars.txt line {number} is not 'group:artifact:version  sha256': {line!r}")
-        jars.append(Jar(*parts, sha256))
+        jars.append(Jar(group, artifact, version, sha256))
     return jars
 
 

@@ -99,7 +99,7 @@ def _check(wanted: Mapping[str, TopicLike], partitions: Mapping[str, int]) -> No
 
 def _create(admin: Any, specs: list[TopicLike], replication_factor: int, timeout_s: float) -> list[str]:
     from confluent_kafka import KafkaError, KafkaException
-    from confluent_kafka.admin import NewTopic
+    from confluent_kafka.cimpl import NewTopic
 
     new = [
         NewTopic(spec.name, spec.partitions, replication_factor, config={k: str(v) for k, v in spec.config.items()})

@@ -52,17 +52,20 @@ create table derived.requests (
     hold_nano         bigint not null default 0,
     owner             text not null,
     owner_epoch       int not null,
+    accepted_owner    text,
     accepted_ms       bigint,
     ended_ms          bigint,
     how               text,
     prompt_tokens     bigint not null default 0,
     completion_tokens bigint not null default 0,
-    charge_nano       bigint not null default 0,            -- what the payer of the rule paid
+    charge_nano       bigint not null default 0,            -- of whoever the rules let pay
+    payer_charge_nano bigint not null default 0,            -- of `payer`: the same, or 0
     clamped           boolean not null default false,
     check ((status = 'open') = (how is null)),
     check (charge_nano <= hold_nano or status = 'failed')
 );
 create index requests_open on derived.requests (request_id) where status = 'open';
+create index requests_sandbox on derived.requests (cap_day) where cap_day is not null;
 
 create table derived.credits (
     wallet_id    text not null,

@@ -24,6 +24,9 @@ declare
     day_used bigint;
     hold_nano_usd bigint := 0;
 begin
+    -- Local to this transaction: an admission that a crash forgets is made again from the log (C7), so it need not wait
+    -- for the disk.
+    perform set_config('synchronous_commit', 'off', true);
     now_ms := floor(extract(epoch from clock_timestamp()) * 1000);
     if not exists (select from state.readiness r where r.server_id = state.server_id()) then
         outcome := 'catching_up';
@@ -115,6 +118,7 @@ declare
     a state.admissions;
     usd bigint;
 begin
+    perform set_config('synchronous_commit', 'off', true);
     select * into a from state.admissions where request_id = a_request_id;
     if not found then
         return false;
@@ -170,4 +174,49 @@ begin
     from (select owner_id, cap_day, sum(hold_nano_usd - kept_nano_usd)::bigint as unused from gone
           where cap_day is not null group by owner_id, cap_day) g
     where d.owner_id = g.owner_id and d.day = g.cap_day;
+end $$;
+
+-- The last step of C7: the projection has read to the end that the log had after this server started. Requests that are
+-- open in the log and have no admission were forgotten in a crash: their holds and slots are made again, and every
+-- counter is counted anew. Returns how many were made again; null where the server has restarted once more meanwhile.
+create function state.open_admission(a_server_id text) returns int
+language plpgsql as $$
+declare
+    restored int;
+begin
+    if state.server_id() <> a_server_id then
+        return null;
+    end if;
+    -- Nobody admits now; settle() and release() wait for us.
+    lock table state.keys, state.wallets, state.sandbox_days, state.admissions in share row exclusive mode;
+    insert into state.admissions (request_id, key_id, wallet_id, owner_id, payer, asset, hold_nano, hold_nano_usd,
+                                  cap_day, owner, node_id, model, lane, lane_offset)
+        select r.request_id, r.key_id, r.wallet_id, w.owner_id, r.payer, r.asset, r.hold_nano,
+               case when r.cap_day is null then 0 else state.to_nano_usd(r.hold_nano, r.rate_nano_usd) end,
+               r.cap_day, r.owner, '', r.model, '', 0
+        from derived.requests r join state.wallets w using (wallet_id)
+        where r.status = 'open'
+        on conflict do nothing;
+    get diagnostics restored = row_count;
+    update state.keys k set open_requests = n.open_requests
+        from (select k2.key_id, count(a.request_id) as open_requests from state.keys k2
+              left join state.admissions a on a.key_id = k2.key_id and a.slot group by k2.key_id) n
+        where k.key_id = n.key_id and k.open_requests <> n.open_requests;
+    update state.wallets w set held_nano = n.held_nano
+        from (select w2.wallet_id, coalesce(sum(a.hold_nano), 0)::bigint as held_nano from state.wallets w2
+              left join state.admissions a on a.payer = 'wallet:' || w2.wallet_id group by w2.wallet_id) n
+        where w.wallet_id = n.wallet_id and w.held_nano <> n.held_nano;
+    insert into state.sandbox_days as d (owner_id, day, used_nano_usd)
+        select owner_id, day, sum(nano_usd)::bigint from (
+            select a.owner_id, a.cap_day as day, a.hold_nano_usd as nano_usd
+            from state.admissions a where a.cap_day is not null
+            union all
+            select w.owner_id, r.cap_day, state.to_nano_usd(r.charge_nano, r.rate_nano_usd)
+            from derived.requests r join state.wallets w using (wallet_id)
+            where r.cap_day >= (clock_timestamp() at time zone 'UTC')::date - 1 and r.status = 'charged'
+              and not exists (select from state.admissions a where a.request_id = r.request_id)
+        ) uses group by owner_id, day
+        on conflict (owner_id, day) do update set used_nano_usd = excluded.used_nano_usd;
+    update state.readiness set server_id = a_server_id;
+    return restored;
 end $$;

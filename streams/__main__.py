@@ -1,0 +1,29 @@
+"""python -m streams: the projection, readiness and expiry, until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+import faust
+
+from schemas.settings import Settings
+from streams.app import Streams
+
+
+def main() -> None:
+    settings = Settings.from_environment()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("aiokafka").setLevel(logging.WARNING)
+    asyncio.set_event_loop(asyncio.new_event_loop())
+    streams = Streams(settings)
+    # `-l crit` kills a Faust worker at its start, so its level is error; ours is set above.
+    worker = faust.Worker(
+        streams.app, loglevel="error", logfile=None, quiet=True, redirect_stdouts=False, override_logging=False
+    )
+    worker.execute_from_commandline()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The streams process: one Faust agent over ledger.events, and beside it what must run once for the network.
+
+    agent       bundle of records -> Projection.apply -> PostgreSQL, one transaction for each slice of a bundle
+    readiness   after a restart of the database, admission waits until the books have caught up (C7)
+    expiry      closes the requests of ingresses that died, and removes their reply topics
+
+Any error that is not known to pass ends the process: the supervisor starts it again, and it goes on from PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+import time
+from typing import Any
+
+import asyncpg
+import faust
+
+from schemas import topics
+from schemas.settings import Settings
+from streams import expiry, readiness
+from streams.bundles import transport_of
+from streams.projection import Projection
+from streams.starts import start_offsets
+
+log = logging.getLogger(__name__)
+
+GROUP = "shiver-projection"
+SESSION_TIMEOUT_S = 8.0
+#: A process that was told to crash and has not gone after this long is ended: it must not linger as a zombie.
+CRASH_GRACE_S = 8.0
+#: Records in one transaction. Halved while a slice takes longer than SLICE_LONG_S, since admission waits for the
+#: wallets in it (S2); doubled while it is quick.
+SLICE_MIN, SLICE_START, SLICE_MAX = 50, 1000, 5000
+SLICE_LONG_S, SLICE_SHORT_S = 0.15, 0.05
+POOL_MAX = 4
+
+
+async def open_pool(database_url: str) -> asyncpg.Pool:
+    """Connections that let go by themselves: a worker that is stopped must not hold its locks for ever (S3)."""
+    return await asyncpg.create_pool(
+        database_url,
+        min_size=1,
+        max_size=POOL_MAX,
+        timeout=5,
+        command_timeout=10,
+        server_settings={
+            "application_name": "shiver-streams",
+            "idle_in_transaction_session_timeout": "5000",
+            "transaction_timeout": "5000",
+            "lock_timeout": "4000",
+        },
+    )
+
+
+class Slicer:
+    """How many records the next transaction takes, from how long the last one took."""
+
+    def __init__(self) -> None:
+        self.records = SLICE_START
+
+    def took(self, seconds: float) -> None:
+        if seconds > SLICE_LONG_S:
+            self.records = max(self.records // 2, SLICE_MIN)
+        elif seconds < SLICE_SHORT_S:
+            self.records = min(self.records * 2, SLICE_MAX)
+
+
+class Streams:
+    """Wires the process. `app` is the Faust application to run."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pool: asyncpg.Pool | None = None
+        self._slicer = Slicer()
+        self.app = faust.App(
+            GROUP,
+            broker=f"kafka://{settings.kafka}",
+            web_enabled=False,
+            autodiscover=False,
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            table_standby_replicas=0,
+            stream_wait_empty=False,
+            broker_session_timeout=SESSION_TIMEOUT_S,
+            broker_heartbeat_interval=1.0,
+            broker_request_timeout=30.0,
+            broker_max_poll_records=SLICE_MAX,
+            consumer_max_fetch_size=4 * topics.MIB,
+            # The group's own offsets decide nothing: transport_of seeks to PostgreSQL's. With "none" Faust would stop
+            # before that seek on a new group. A log that was lost or made anew is found by start_offsets and by the
+            # projection's check of the record before `next`.
+            consumer_auto_offset_reset="earliest",
+            datadir=tempfile.mkdtemp(prefix="shiver-streams-"),
+        )
+        transport = transport_of(self._starts, self.die)
+        self.app.transport = transport(self.app.conf.broker_consumer, self.app)
+        ledger = self.app.topic(
+            topics.LEDGER, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+        )
+        self.app.agent(ledger, concurrency=1, name="projection")(self._project)
+        self.app.task(self._ready)
+        self.app.task(self._expire)
+
+    async def pool(self) -> asyncpg.Pool:
+        """Made in the loop that uses it."""
+        if self._pool is None:
+            self._pool = await open_pool(self._settings.database_url)
+        return self._pool
+
+    async def die(self, error: BaseException) -> None:
+        """End the process, with a word why; by force where Faust does not get there."""
+        if isinstance(error, asyncio.CancelledError):
+            return
+        log.critical("streams stops: %s", error if str(error) else repr(error))
+        timer = threading.Timer(CRASH_GRACE_S, os._exit, args=(1,))
+        timer.daemon = True
+        timer.start()
+        await self.app.crash(error)
+
+    async def _starts(self, partitions: list[int]) -> dict[int, int]:
+        async with (await self.pool()).acquire() as db:
+            return await start_offsets(db, self._settings.kafka, self._settings.ledger_partitions, partitions)
+
+    async def _project(self, stream: Any) -> None:
+        projection: Projection | None = None
+        async for event in stream.noack().events():
+            try:
+                projection = projection or Projection(await self.pool(), self._settings.ledger_partitions)
+                await self._apply(projection, event.message.partition, event.value)
+                event.ack()
+            except BaseException as error:
+                await self.die(error)
+                raise
+
+    async def _apply(self, projection: Projection, partition: int, records: tuple[Any, ...]) -> None:
+        at = 0
+        while at < len(records):
+            part = records[at : at + self._slicer.records]
+            began_s = time.monotonic()
+            await projection.apply(partition, part)
+            self._slicer.took(time.monotonic() - began_s)
+            at += len(part)
+
+    async def _ready(self) -> None:
+        await self._forever(readiness.watch(await self.pool(), self._settings))
+
+    async def _expire(self) -> None:
+        await self._forever(expiry.watch(self._settings))
+
+    async def _forever(self, work: Any) -> None:
+        try:
+            await work
+        except BaseException as error:
+            await self.die(error)
+            raise
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            with contextlib.suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.wait_for(self._pool.close(), 3)

@@ -1,0 +1,2 @@
+select c.* from derived.credits c
+join unnest($1::text[], $2::text[]) as asked (wallet_id, external_ref) using (wallet_id, external_ref)

@@ -1,0 +1,1 @@
+select state.release($1::uuid[], $2::bigint[])

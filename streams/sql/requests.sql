@@ -1,0 +1,1 @@
+select * from derived.requests where request_id = any ($1::uuid[])
