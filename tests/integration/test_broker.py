@@ -75,7 +75,7 @@ async def test_it_starts_is_killed_and_comes_back_with_its_data(scratch: Path, w
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(90):
-            while not any("is back" in line for line in said):  # noqa: ASYNC110
+            while not any("is back" in line for line in said):
                 await asyncio.sleep(0.05)
         assert said[0] == "kafka died (killed by signal 9), restarting"
         assert await asyncio.to_thread(read_first, broker.bootstrap) == value

@@ -77,7 +77,7 @@ async def test_a_killed_server_is_restarted_with_its_data(scratch: Path) -> None
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         async with asyncio.timeout(30):
-            while not any("is back" in line for line in said):  # noqa: ASYNC110
+            while not any("is back" in line for line in said):
                 await asyncio.sleep(0.05)
         assert said[0] == "postgres died (killed by signal 9), restarting"
         assert await scalar(server.url, "select n from t") == 42

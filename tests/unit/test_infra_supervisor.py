@@ -31,7 +31,7 @@ STUBBORN = (
 class Said(list[str]):
     async def wait_for(self, text: str, timeout_s: float = 10) -> str:
         async with asyncio.timeout(timeout_s):
-            while not (found := [line for line in self if text in line]):  # noqa: ASYNC110  a list has no event
+            while not (found := [line for line in self if text in line]):
                 await asyncio.sleep(0.02)
         return found[0]
 
