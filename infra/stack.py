@@ -150,6 +150,7 @@ class Stack:
                 "SHRK_PROVIDER_ID": provider_id,
                 "SHRK_ENGINE": self.options.engine,
                 "SHRK_MODELS": ",".join(self.options.models),
+                "SHRK_DRAIN_S": os.environ.get("SHRK_DRAIN_S", "8"),  # within the grace of a stop
             }
             services.append(self._service(node_id, "workers", common | settings))
         ingress = {"SHRK_HOST": self.options.host, "SHRK_PORT": str(self.options.port)}

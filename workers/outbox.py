@@ -291,6 +291,7 @@ class Outbox:
         except TimeoutError:
             log.warning("Kafka did not describe the lanes in time: looking them up one by one")
         self._broken = None
+        self._wake.set()  # for lanes that were queued before the failure, and are still
         for lane in list(self._lanes):
             lane.unsent.extendleft(reversed(lane.unacked))
             lane.unacked.clear()

@@ -86,13 +86,13 @@ def run(levels: Sequence[int], length: Length, say: Callable[[str], None], resul
         f"{sum(a.tokens for a in said_straight)} straight, {sum(a.tokens for a in said_ours)} through Shiver",
         *(f"- CPU ms a request at {row.streams}: straight {cpu_cells(row.straight.cpu_ms)}" for row in rows),
         *(f"- CPU ms a request at {row.streams}: Shiver {cpu_cells(row.shiver.cpu_ms)}" for row in rows),
-        f"- Shiver's books: {books.charged} requests charged, {books.failed} failed, {books.holds} holds left",
+        books.note(len(PROMPTS) + sum(one.result.all_requests for one in ours)),
     ]
     named = {f"straight at {row.streams}": row.straight.result for row in rows}
     named |= {f"Shiver at {row.streams}": row.shiver.result for row in rows}
     text += "\n".join(["", *error_notes(named), *notes, ""])
     for path in write("engine", machine, text, {"rows": [asdict(row) for row in rows], "notes": notes}, results):
-        say(f"wrote {path.name}")
+        say(f"wrote {path}")
     return text
 
 

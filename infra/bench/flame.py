@@ -166,7 +166,8 @@ def _write(
         machine.line(),
         "",
         f"{measured.result.requests_per_s:.0f} requests/s; CPU ms a request: {cpu_cells(measured.cpu_ms)}.",
-        f"Python processes: py-spy, {_RATE_HZ} samples a second for {seconds:.0f} s each, on-CPU only.",
+        f"Python processes: py-spy, {_RATE_HZ} samples a second for {seconds:.0f} s each, on-CPU only. The own time of "
+        "`Runner.run` is uvloop's: its C code and its system calls. Threads that wait on a queue can look busy.",
         "",
     ]
     results.mkdir(parents=True, exist_ok=True)
@@ -176,7 +177,7 @@ def _write(
         parts += _top(f"{profile.name}, with callees", profile.with_callees(), profile.stacks.total(), per_request_ms)
         path = results / f"flame-{profile.name}-{machine.date}.folded.txt"
         path.write_text(profile.folded())
-        say(f"wrote {path.name}")
+        say(f"wrote {path}")
     for title, table in tables.items():
         parts += [f"## {title}", "", "| what | CPU ms a second |", "|---|--:|"]
         parts += [f"| {label} | {value} |" for label, value in table.most_common(_LINES_KEPT) if value]
@@ -184,7 +185,7 @@ def _write(
     text = "\n".join(parts)
     path = results / f"flame-{machine.date}.md"
     path.write_text(text)
-    say(f"wrote {path.name}")
+    say(f"wrote {path}")
     return text
 
 

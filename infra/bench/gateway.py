@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from infra.bench import litellm_proxy, servers, stack
+from infra.bench.cpu import CpuMeter
 from infra.bench.load import Plan, ask
 from infra.bench.machine import this_machine
 from infra.bench.measure import Measurement, measure
@@ -27,15 +29,21 @@ _NODE_SLOTS = 512
 
 @dataclass(frozen=True)
 class Length:
-    """How long each row is measured: at least `seconds` and `requests_min` requests, at most `seconds_max`."""
+    """How long each row is measured: at least `seconds` and `requests_min` requests, at most `seconds_max`.
+
+    At least `rounds_min` requests a stream, too: streams that start together end together, and a span of a few such
+    waves counts one more or less. `rest_s` is how long the processes are watched without a load.
+    """
 
     seconds: float = 20.0
     requests_min: int = 200
     seconds_max: float = 90.0
     warmup_s: float = 3.0
+    rest_s: float = 10.0
+    rounds_min: int = 10
 
 
-QUICK = Length(seconds=3.0, requests_min=1, warmup_s=1.0)
+QUICK = Length(seconds=3.0, requests_min=1, warmup_s=1.0, rest_s=2.0, rounds_min=1)
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def run(
     text += "\n".join(["", *errors, *notes, ""])
     data = {"rows": [asdict(row) for row in rows], "bars": [asdict(bar) for bar in bars], "notes": notes}
     for path in write("gateway", machine, text, data, results):
-        say(f"wrote {path.name}")
+        say(f"wrote {path}")
     return text
 
 
@@ -167,14 +175,16 @@ def _measure_shiver(levels: Sequence[int], length: Length, say: Callable[[str], 
     say("starting Shiver with the engine double")
     with stack.shiver({"SHRK_ENGINE": "double", "SHRK_SLOTS": str(_NODE_SLOTS)}) as running:
         plan, asked = shiver_plan(running.base_url, running.key)
+        meter = CpuMeter(running.pids())
+        before = meter.read()
+        time.sleep(length.rest_s)
+        rest_ms = {name: used_s * 1000 / length.rest_s for name, used_s in meter.read().since(before).items()}
         rows = [_row(SHIVER, streams, plan, running.pids(), length, say) for streams in levels]
         running.require_unharmed()
         books = running.settle()
+    notes.append(f"- Shiver at rest uses, CPU ms a second: {cpu_cells(rest_ms)}. At 1 stream this is most of its cost")
     good = asked + sum(row.measured.result.all_requests for row in rows)
-    notes.append(
-        f"- Shiver's books {books.settled_s:.1f} s after the load: {books.charged} requests charged of {good} "
-        f"answered, {books.failed} failed, {books.open} open, {books.holds} holds left"
-    )
+    notes.append(books.note(good))
     return rows
 
 
@@ -212,7 +222,7 @@ def _row(
         plan,
         streams=streams,
         seconds=length.seconds,
-        requests_min=length.requests_min,
+        requests_min=max(length.requests_min, length.rounds_min * streams),
         seconds_max=length.seconds_max,
         warmup_s=length.warmup_s,
     )

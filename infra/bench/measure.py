@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import orjson
 
@@ -64,7 +65,7 @@ def measure(plan: Plan, pids: Mapping[str, list[int]], on_begin: Callable[[], No
     return Measurement(result, per_request_ms(used_s, result.requests))
 
 
-def _expect(process: subprocess.Popen[bytes], event: str) -> dict[str, dict[str, object]]:
+def _expect(process: subprocess.Popen[bytes], event: str) -> dict[str, Any]:
     assert process.stdout is not None
     line = process.stdout.readline()
     if not line:

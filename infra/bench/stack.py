@@ -50,6 +50,15 @@ class Books:
     holds: int
     settled_s: float
 
+    def note(self, answered: int) -> str:
+        """A list item that says whether each of `answered` requests was charged and nothing was left behind."""
+        exact = self.charged == answered and not self.failed and not self.open and not self.holds
+        return (
+            f"- Shiver's books {'agree' if exact else 'DO NOT AGREE'} {self.settled_s:.1f} s after the load: "
+            f"{self.charged} requests charged of {answered} answered, {self.failed} failed, {self.open} open, "
+            f"{self.holds} holds left"
+        )
+
 
 class Shiver:
     """A stack that runs."""
@@ -121,12 +130,20 @@ def shiver(env: Mapping[str, str]) -> Iterator[Shiver]:
         death_signal=signal.SIGTERM,
     )
     log = LogFile(root / "logs" / "shrk-up.log")
-    with running(spec, log):
-        yield Shiver(base_url, state)
-    # Not after a failure: its logs say why.
-    with contextlib.suppress(ShrkError):
-        state.remove()
-    shutil.rmtree(root, ignore_errors=True)
+    keep = False
+    try:
+        with running(spec, log):
+            yield Shiver(base_url, state)
+    except ShrkError as error:
+        keep = True  # its logs say why
+        if str(root) in str(error):
+            raise
+        raise ChildFailed(f"{error}; the logs are kept in {state.logs}") from error
+    finally:
+        if not keep:
+            with contextlib.suppress(ShrkError):
+                state.remove()
+            shutil.rmtree(root, ignore_errors=True)
 
 
 def _probe(base_url: str, state: StateFolder) -> Probe:
