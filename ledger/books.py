@@ -59,7 +59,7 @@ class Request(NamedTuple):
     hold_nano: int = 0
     accepted_owner: str | None = None
     accepted_ms: int | None = None
-    model: str | None = None
+    model: str | None = None  # asked for; once charged, the one that answered
     ended_ms: int | None = None
     how: str | None = None
     prompt_tokens: int = 0

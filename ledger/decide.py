@@ -109,6 +109,7 @@ def request_of(event: RequestAccepted) -> Request:
         event.hold_nano,
         event.owner,
         event.at_ms,
+        event.prices[0].model,
     )
 
 

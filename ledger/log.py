@@ -16,7 +16,7 @@ import time
 from collections import deque
 from typing import Any, NamedTuple
 
-import aiokafka
+import aiokafka  # pyright: ignore[reportMissingTypeStubs]
 
 from schemas.events import Event, dump
 from schemas.topics import LEDGER, partition_of

@@ -20,6 +20,7 @@ import asyncpg
 from ledger.apply import step
 from ledger.books import Books, Credit, Request
 from ledger.digest import chain_link, record_sha256
+from ledger.log import cached_partition_of
 from ledger.outcomes import Outcome
 from schemas import topics
 from schemas.events import Event, ModelPrice, UnreadableEvent, WalletCredited, parse
@@ -39,7 +40,7 @@ class Slice:
         self.events = [_parse(partition, record) for record in records]
         self.entries: list[tuple[Any, ...]] = []
         self.rejections: list[tuple[Any, ...]] = []
-        self.released: dict[str, int] = {}
+        self.released: dict[str, tuple[str, int]] = {}  # the wallet, and what the admission's payer was charged
         self.changed: dict[str, Request] = {}
         self.credits: list[tuple[Any, ...]] = []
 
@@ -65,7 +66,8 @@ class Slice:
             if decision.request is not None:
                 self.changed[request_id] = decision.request
             if decision.released_nano is not None:
-                self.released[request_id] = decision.released_nano
+                # The first word counts: a later one may come when the end has become too old to be known.
+                self.released.setdefault(request_id, (event.wallet, decision.released_nano))
         elif decision.credit is not None and isinstance(event, WalletCredited):
             credit = decision.credit
             self.credits.append(
@@ -113,7 +115,7 @@ class Projection:
                 raise ProjectionStopped(
                     f"{topics.LEDGER} partition {partition}: a gap, expected offset {expected}, got {record.offset}"
                 )
-            if topics.partition_of(record.key or b"", self._partitions) != partition:
+            if cached_partition_of(record.key or b"", self._partitions) != partition:
                 raise ProjectionStopped(
                     f"{topics.LEDGER} partition {partition} offset {record.offset}: its key belongs elsewhere"
                 )
@@ -125,7 +127,7 @@ async def _write(db: Any, partition: int, records: Sequence[Any], place: asyncpg
     books = Books(partition, next_offset=place["next"], max_event_ms=place["max_event_ms"])
     ids = part.request_ids()
     if ids:
-        for row in await db.fetch(SQL["requests"], ids):
+        for row in await db.fetch(SQL["requests"], ids, partition):
             books.requests[str(row["request_id"])] = request_of_row(row)
     known = set(books.requests)
     if refs := part.credit_refs():
@@ -139,9 +141,10 @@ async def _write(db: Any, partition: int, records: Sequence[Any], place: asyncpg
     await _copy(db, "credits", part.credits)
     await _copy(db, "rejections", part.rejections)
     if updates := [_row(i, r, partition) for i, r in part.changed.items() if i in known]:
-        await db.execute(SQL["update_requests"], *_columns(updates, _UPDATED))
+        await db.execute(SQL["update_requests"], *_columns(updates, _UPDATED), partition)
     if part.released:
-        await db.execute(SQL["release"], list(part.released), list(part.released.values()))
+        wallets, charges = zip(*part.released.values(), strict=True)
+        await db.execute(SQL["release"], list(part.released), wallets, charges)
     accounts = sorted((a, s, partition, row.balance_nano, row.entries) for (a, s), row in books.accounts.items())
     if accounts:
         await db.execute(SQL["add_to_accounts"], *zip(*accounts, strict=True))

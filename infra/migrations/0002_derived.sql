@@ -36,15 +36,17 @@ create table derived.entries (
 );
 create index entries_by_request on derived.entries (request_id) where request_id is not null;
 
+-- Of all requests, for ever: what has ended is what closes an id. Books are kept per partition, so an id that a broken
+-- writer uses in two of them is two requests.
 create table derived.requests (
-    request_id        uuid primary key,
+    request_id        uuid not null,
     partition         int not null,
     wallet_id         text not null,
     status            text not null check (status in ('open', 'charged', 'failed')),
     key_id            text,                                 -- null where only its end was seen
     payer             text,
     asset             text,
-    model             text,
+    model             text,                                 -- asked for; once charged, the one that answered
     rules_version     int,
     prices            jsonb,                                -- as accepted
     rate_nano_usd     bigint,
@@ -56,11 +58,12 @@ create table derived.requests (
     accepted_ms       bigint,
     ended_ms          bigint,
     how               text,
-    prompt_tokens     bigint not null default 0,
+    prompt_tokens     bigint not null default 0,            -- of text and of images
     completion_tokens bigint not null default 0,
     charge_nano       bigint not null default 0,            -- of whoever the rules let pay
     payer_charge_nano bigint not null default 0,            -- of `payer`: the same, or 0
     clamped           boolean not null default false,
+    primary key (request_id, partition),
     check ((status = 'open') = (how is null)),
     check (charge_nano <= hold_nano or status = 'failed')
 );

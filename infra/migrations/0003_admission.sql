@@ -145,9 +145,9 @@ begin
 end $$;
 
 -- The projection's half: requests that ended in the log give back slot and hold, in the transaction that books them.
--- `a_charges_nano` runs beside `a_request_ids`: what the payer of each admission was charged, which stays counted
--- against a sandbox day. An id without an admission is skipped.
-create function state.release(a_request_ids uuid[], a_charges_nano bigint[]) returns void
+-- Beside `a_request_ids` run the wallet of each and what the payer of its admission was charged, which stays counted
+-- against a sandbox day. No id comes twice; one without an admission of that wallet is skipped.
+create function state.release(a_request_ids uuid[], a_wallet_ids text[], a_charges_nano bigint[]) returns void
 language plpgsql as $$
 begin
     perform from state.keys where key_id in (select a.key_id from state.admissions a
@@ -157,9 +157,9 @@ begin
     perform from state.sandbox_days where (owner_id, day) in (select a.owner_id, a.cap_day from state.admissions a
         where a.request_id = any (a_request_ids)) order by owner_id, day for no key update;
     with ended as (
-        select * from unnest(a_request_ids, a_charges_nano) as e (request_id, charge_nano)
+        select * from unnest(a_request_ids, a_wallet_ids, a_charges_nano) as e (request_id, wallet_id, charge_nano)
     ), gone as (
-        delete from state.admissions a using ended e where a.request_id = e.request_id
+        delete from state.admissions a using ended e where a.request_id = e.request_id and a.wallet_id = e.wallet_id
         returning a.*, case when a.cap_day is null then 0 else least(a.hold_nano_usd, state.to_nano_usd(e.charge_nano,
             (select nano_usd from state.rates r where r.asset = a.asset))) end as kept_nano_usd
     ), freed_slots as (
@@ -187,8 +187,9 @@ begin
     if state.server_id() <> a_server_id then
         return null;
     end if;
-    -- Nobody admits now; settle() and release() wait for us.
-    lock table state.keys, state.wallets, state.sandbox_days, state.admissions in share row exclusive mode;
+    -- Nobody admits now; settle() and release() wait for us, at their first row lock: a weaker mode would let them lock
+    -- a row of keys and then wait for us at the next table, while we wait for that row.
+    lock table state.keys, state.wallets, state.sandbox_days, state.admissions in exclusive mode;
     insert into state.admissions (request_id, key_id, wallet_id, owner_id, payer, asset, hold_nano, hold_nano_usd,
                                   cap_day, owner, node_id, model, lane, lane_offset)
         select r.request_id, r.key_id, r.wallet_id, w.owner_id, r.payer, r.asset, r.hold_nano,
@@ -211,7 +212,7 @@ begin
             select a.owner_id, a.cap_day as day, a.hold_nano_usd as nano_usd
             from state.admissions a where a.cap_day is not null
             union all
-            select w.owner_id, r.cap_day, state.to_nano_usd(r.charge_nano, r.rate_nano_usd)
+            select w.owner_id, r.cap_day, state.to_nano_usd(r.payer_charge_nano, r.rate_nano_usd)
             from derived.requests r join state.wallets w using (wallet_id)
             where r.cap_day >= (clock_timestamp() at time zone 'UTC')::date - 1 and r.status = 'charged'
               and not exists (select from state.admissions a where a.request_id = r.request_id)

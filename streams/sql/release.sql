@@ -1,1 +1,1 @@
-select state.release($1::uuid[], $2::bigint[])
+select state.release($1::uuid[], $2::text[], $3::bigint[])

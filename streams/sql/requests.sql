@@ -1,1 +1,1 @@
-select * from derived.requests where request_id = any ($1::uuid[])
+select * from derived.requests where request_id = any ($1::uuid[]) and partition = $2

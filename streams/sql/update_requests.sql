@@ -6,4 +6,4 @@ from unnest($1::uuid[], $2::text[], $3::text[], $4::int[], $5::text[], $6::bigin
             $9::bigint[], $10::bigint[], $11::bigint[], $12::boolean[])
      as n (request_id, status, owner, owner_epoch, model, ended_ms, how, prompt_tokens, completion_tokens, charge_nano,
            payer_charge_nano, clamped)
-where r.request_id = n.request_id
+where r.request_id = n.request_id and r.partition = $13

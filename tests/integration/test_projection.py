@@ -1,0 +1,244 @@
+"""The projection against a real PostgreSQL: exactly once, to the row, and nothing skipped."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import asyncpg
+import pytest
+from ledger_kit import T0_MS, accepted, adopted, credited, failed, load, new_id, records, usage, wallet_in
+
+from ledger.apply import step
+from ledger.books import Books
+from ledger.log import cached_partition_of
+from ledger.reader import Record
+from schemas import topics
+from schemas.events import How, dump, parse
+from streams.projection import Projection, ProjectionStopped
+
+P = 4
+W = wallet_in(0, P)
+
+
+async def assign(db: Any, partitions: int = P) -> None:
+    await db.execute(
+        "insert into derived.offsets (topic, partition, next) select $1, g, 0 from generate_series(0, $2 - 1) g",
+        topics.LEDGER,
+        partitions,
+    )
+
+
+@pytest.fixture
+async def projection(books: asyncpg.Pool) -> Projection:
+    await assign(books)
+    return Projection(books, P)
+
+
+def by_partition(many: list[Any]) -> dict[int, list[Record]]:
+    out: dict[int, list[Record]] = {p: [] for p in range(P)}
+    for event in many:
+        partition = cached_partition_of(event.wallet.encode(), P)
+        out[partition] += records(partition, [event], len(out[partition]))
+    return out
+
+
+async def balances(db: Any) -> dict[tuple[str, str, int], tuple[int, int]]:
+    rows = await db.fetch("select * from derived.accounts")
+    return {(r["account"], r["asset"], r["partition"]): (r["balance_nano"], r["entries"]) for r in rows}
+
+
+async def everything(db: Any) -> dict[str, list[Any]]:
+    """Every row of schema derived, in order."""
+    out = {}
+    for table in ("offsets", "accounts", "entries", "requests", "credits", "rejections"):
+        out[table] = [tuple(r) for r in await db.fetch(f"select t.* from derived.{table} t order by t::text")]
+    return out
+
+
+def folded(log: dict[int, list[Record]]) -> dict[tuple[str, str, int], tuple[int, int]]:
+    out = {}
+    for partition, rows in log.items():
+        ledger = Books(partition)
+        for row in rows:
+            step(ledger, parse(row.value), row.offset)
+        out |= {(a, s, partition): (x.balance_nano, x.entries) for (a, s), x in ledger.accounts.items()}
+    return out
+
+
+async def test_the_rows_are_what_the_fold_says(projection: Projection, books: asyncpg.Pool) -> None:
+    log = by_partition(load(1, 600))
+    for partition, rows in log.items():
+        for at in range(0, len(rows), 97):
+            await projection.apply(partition, rows[at : at + 97])
+    assert await balances(books) == folded(log)
+    assert await books.fetchval("select sum(amount_nano) from derived.entries") == 0
+
+
+async def test_s6_any_slicing_and_interleaving_gives_the_same_rows(projection: Projection, books: asyncpg.Pool) -> None:
+    log = by_partition(load(2, 300))
+
+    async def fill(size: int) -> dict[str, list[Any]]:
+        for table in ("accounts", "entries", "requests", "credits", "rejections", "offsets"):
+            await books.execute(f"truncate derived.{table}")
+        await assign(books)
+
+        async def one(partition: int) -> None:
+            rows = log[partition]
+            for at in range(0, len(rows), size):
+                await projection.apply(partition, rows[at : at + size])
+
+        await asyncio.gather(*(one(partition) for partition in log))
+        return await everything(books)
+
+    assert await fill(13) == await fill(5000)
+
+
+async def test_c2_records_that_come_again_are_trimmed(projection: Projection, books: asyncpg.Pool) -> None:
+    rid = new_id()
+    rows = records(0, [credited(W), accepted(rid, W), usage(rid, 10, W)])
+    assert await projection.apply(0, rows[:2]) == 2
+    assert await projection.apply(0, rows) == 1
+    before = await everything(books)
+    assert await projection.apply(0, rows) == 0
+    assert await everything(books) == before
+
+
+async def test_two_workers_on_one_partition_apply_each_record_once(projection: Projection, books: asyncpg.Pool) -> None:
+    rows = by_partition(load(3, 200))[0]
+    await asyncio.gather(*(projection.apply(0, rows) for _ in range(4)))
+    assert await balances(books) == folded({0: rows})
+
+
+async def test_c9_a_gap_stops_loudly_and_applies_nothing(projection: Projection, books: asyncpg.Pool) -> None:
+    rows = records(0, [credited(W, ref="a"), credited(W, ref="b"), credited(W, ref="c")])
+    with pytest.raises(ProjectionStopped, match=r"ledger\.events partition 0: a gap, expected offset 1, got 2"):
+        await projection.apply(0, [rows[0], rows[2]])
+    assert await books.fetchval("select count(*) from derived.entries") == 0
+
+
+async def test_c9_another_record_under_an_applied_offset_stops(projection: Projection) -> None:
+    await projection.apply(0, records(0, [credited(W, ref="a")]))
+    with pytest.raises(ProjectionStopped, match="offset 0 is not the record that was applied"):
+        await projection.apply(0, records(0, [credited(W, ref="other"), credited(W, ref="b")]))
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"{}", b'{"type":"wallet.credited","version":2}', dump(credited(W)).replace(b"grant", b"gift")]
+)
+async def test_poison_names_its_place_and_stops(projection: Projection, books: asyncpg.Pool, value: bytes) -> None:
+    good = records(0, [credited(W)])
+    with pytest.raises(ProjectionStopped, match=r"ledger\.events partition 0 offset 1: not a known event"):
+        await projection.apply(0, [*good, Record(0, 1, W.encode(), value)])
+    assert await books.fetchval("select next from derived.offsets where partition = 0") == 0
+
+
+async def test_a_key_in_a_wrong_partition_or_not_the_wallet_stops(projection: Projection) -> None:
+    with pytest.raises(ProjectionStopped, match="its key belongs elsewhere"):
+        await projection.apply(1, records(1, [credited(W)]))
+    other = wallet_in(0, P, nth=1)
+    with pytest.raises(ProjectionStopped, match="its key is not its wallet"):
+        await projection.apply(0, [Record(0, 0, other.encode(), dump(credited(W)))])
+
+
+async def test_s5_a_slice_writes_each_account_and_request_once(projection: Projection, books: asyncpg.Pool) -> None:
+    await projection.apply(0, records(0, [credited(W)]))
+    await books.execute("create table writes (name text)")
+    await books.execute(
+        "create function note() returns trigger language plpgsql as $$ begin insert into writes values (tg_table_name);"
+        " return new; end $$"
+    )
+    for table in ("accounts", "requests"):
+        await books.execute(
+            f"create trigger n after insert or update on derived.{table} for each row execute function note()"
+        )
+    ids = [new_id() for _ in range(50)]
+    many = [e for rid in ids for e in (accepted(rid, W), usage(rid, 5, W))]
+    await projection.apply(0, records(0, many, first=1))
+    written = dict(await books.fetch("select name, count(*) from writes group by 1"))
+    assert written == {"accounts": 4, "requests": 50}  # wallet, burn, provider, platform
+
+
+async def test_s6_the_same_id_in_two_partitions_is_two_requests(projection: Projection, books: asyncpg.Pool) -> None:
+    rid, other = new_id(), wallet_in(1, P)
+    await projection.apply(0, records(0, [accepted(rid, W)]))
+    await projection.apply(1, records(1, [failed(rid, other), accepted(rid, other)]))
+    await projection.apply(0, records(0, [usage(rid, 10, W)], first=1))
+    rows = await books.fetch("select partition, status from derived.requests order by partition")
+    assert [tuple(r) for r in rows] == [(0, "charged"), (1, "failed")]
+
+
+async def test_c3_an_end_of_an_old_epoch_in_a_later_slice_is_stale(projection: Projection, books: asyncpg.Pool) -> None:
+    rid = new_id()
+    await projection.apply(0, records(0, [accepted(rid, W), adopted(rid, 2, W)]))
+    await projection.apply(0, records(0, [usage(rid, 10, W)], first=2))
+    await projection.apply(0, records(0, [usage(rid, 5, W, epoch=2, how=How.OWNER_DIED)], first=3))
+    assert await books.fetchval("select code from derived.rejections") == "stale_owner"
+    row = await books.fetchrow("select * from derived.requests")
+    assert (row["completion_tokens"], row["charge_nano"], row["payer_charge_nano"]) == (5, 1_700_000, 0)
+    assert await books.fetchval("select balance_nano from derived.accounts where account = 'platform:losses'") < 0
+
+
+async def test_c1_only_the_projection_removes_an_admission(projection: Projection, books: asyncpg.Pool) -> None:
+    rid = await admission(books, W)
+    await projection.apply(0, records(0, [failed(rid, W), accepted(rid, W)]))
+    assert await books.fetchval("select count(*) from state.admissions") == 0
+    assert await books.fetchval("select held_nano from state.wallets") == 0
+    assert await books.fetchval("select open_requests from state.keys") == 0
+    assert await books.fetchval("select code from derived.rejections") == "already_ended"
+
+
+async def test_c1_an_end_that_is_too_old_still_gives_the_hold_back(projection: Projection, books: asyncpg.Pool) -> None:
+    rid = await admission(books, W)
+    later = T0_MS + 3 * 86_400_000
+    await projection.apply(0, records(0, [credited(W, at_ms=later), failed(rid, W)]))
+    assert await books.fetchval("select code from derived.rejections") == "too_old"
+    assert await books.fetchval("select count(*) from state.admissions") == 0
+
+
+async def test_an_event_of_another_wallet_frees_nothing(projection: Projection, books: asyncpg.Pool) -> None:
+    rid = await admission(books, W)
+    await projection.apply(0, records(0, [failed(rid, wallet_in(0, P, nth=1))]))
+    assert await books.fetchval("select count(*) from state.admissions") == 1
+
+
+async def test_s3_a_stuck_transaction_lets_go_by_itself(books: asyncpg.Pool) -> None:
+    async with books.acquire() as db:
+        assert await db.fetchval("show idle_in_transaction_session_timeout") == "5s"
+        assert await db.fetchval("show transaction_timeout") == "5s"
+        assert await db.fetchval("show lock_timeout") != "0"
+
+
+async def admission(db: Any, wallet: str) -> str:
+    rid = new_id()
+    await db.execute("insert into state.owners values ('o')")
+    await db.execute(
+        "insert into state.wallets (wallet_id, owner_id, partition, held_nano) values ($1, 'o', 0, 5)", wallet
+    )
+    await db.execute(
+        "insert into state.keys (key_id, sha256, wallet_id, tier, open_max, open_requests) "
+        "values ('key', sha256('x'), $1, 'pro', 10, 1)",
+        wallet,
+    )
+    await db.execute(
+        "insert into state.admissions (request_id, key_id, wallet_id, owner_id, payer, asset, hold_nano, hold_nano_usd,"
+        " owner, node_id, model, lane, lane_offset) values ($1, 'key', $2, 'o', 'wallet:' || $2, 'SHIVER', 5, 0, 'b',"
+        " 'n', 'm', 'l', 0)",
+        rid,
+        wallet,
+    )
+    return rid
+
+
+async def test_rate(projection: Projection, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not a bar, a number to see: events a second through the whole projection."""
+    log = by_partition(load(4, 5000))
+    began_s = time.monotonic()
+    for partition, rows in log.items():
+        for at in range(0, len(rows), 1000):
+            await projection.apply(partition, rows[at : at + 1000])
+    rate = sum(map(len, log.values())) / (time.monotonic() - began_s)
+    with capsys.disabled():
+        print(f"\nprojection: {rate:,.0f} events/s")
+    assert rate > 500
