@@ -3,7 +3,6 @@
 import json
 import urllib.error
 import urllib.request
-from typing import Any
 
 from infra.errors import Unreachable
 
@@ -25,13 +24,17 @@ def http_get(url: str) -> tuple[int, str]:
         return 0, str(getattr(error, "reason", error))
 
 
-def readiness(base_url: str) -> dict[str, Any]:
-    """What /readyz says, as a dict, with its HTTP `status`. Raises Unreachable if the ingress does not answer."""
+def not_ready(base_url: str) -> list[str]:
+    """What keeps the ingress from serving, in its own words; empty when it is ready.
+
+    Raises Unreachable if it does not answer.
+    """
     status, body = http_get(f"{base_url}/readyz")
     if status == 0:
         raise Unreachable(f"the ingress at {base_url} does not answer: {body}")
+    if status == 200:
+        return []
     try:
-        told = json.loads(body)
-    except ValueError:
-        told = {"answer": body[:200]}
-    return {"status": status, **(told if isinstance(told, dict) else {"answer": told})}
+        return list(map(str, json.loads(body)["missing"]))
+    except (ValueError, KeyError, TypeError):
+        return [f"/readyz answers {status}: {body[:200]}"]

@@ -124,7 +124,7 @@ async def _lock(connection: Any) -> None:
     try:
         async with asyncio.timeout(_LOCK_TIMEOUT_S):
             # Polled, not waited for: a session that waits for a lock cannot be given up without breaking it.
-            while not await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):  # noqa: ASYNC110
+            while not await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):
                 await asyncio.sleep(0.2)
     except TimeoutError as error:
         raise MigrationFailed(f"another process has been migrating this database for {_LOCK_TIMEOUT_S:g} s") from error

@@ -142,6 +142,7 @@ class Stack:
             "SHRK_LEDGER_PARTITIONS": str(self.options.ledger_partitions),
             "PYTHONPATH": os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
+            "SHRK_DRAIN_S": os.environ.get("SHRK_DRAIN_S", "8"),  # within the grace of a stop
         }
         services = [self._service("streams", "streams", common)]
         for node_id, provider_id in self.options.node_ids.items():
@@ -150,7 +151,6 @@ class Stack:
                 "SHRK_PROVIDER_ID": provider_id,
                 "SHRK_ENGINE": self.options.engine,
                 "SHRK_MODELS": ",".join(self.options.models),
-                "SHRK_DRAIN_S": os.environ.get("SHRK_DRAIN_S", "8"),  # within the grace of a stop
             }
             services.append(self._service(node_id, "workers", common | settings))
         ingress = {"SHRK_HOST": self.options.host, "SHRK_PORT": str(self.options.port)}

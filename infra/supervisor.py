@@ -202,5 +202,5 @@ class Supervisor:
 
 async def _exited(process: subprocess.Popen[bytes], given_up: Callable[[], bool]) -> None:
     # Popen has no event to await, and a poll each 50 ms costs nothing.
-    while process.poll() is None and not given_up():  # noqa: ASYNC110
+    while process.poll() is None and not given_up():
         await asyncio.sleep(_POLL_S)

@@ -15,8 +15,8 @@ from ingress.bootstrap import Ingress
 from ingress.lanes import POOL_MAX, POOL_START
 from schemas.settings import Settings
 
-#: After SIGTERM streams may run to their end for this long; what is left is closed by the expiry.
-GRACE_S = 25
+#: After SIGTERM streams may run to their end for SHRK_DRAIN_S; what is left then ends as if its client had gone.
+DRAIN_S = "25"
 
 
 async def serve() -> int:
@@ -24,6 +24,9 @@ async def serve() -> int:
     lanes = os.environ.get("SHRK_LANES", str(POOL_START))
     if not lanes.isdigit() or not 1 <= int(lanes) <= POOL_MAX:
         raise SystemExit(f"SHRK_LANES must be 1 to {POOL_MAX}, not {lanes!r}")
+    drain_s = os.environ.get("SHRK_DRAIN_S", DRAIN_S)
+    if not drain_s.isdigit():
+        raise SystemExit(f"SHRK_DRAIN_S must be whole seconds, not {drain_s!r}")
     ingress = Ingress(settings, int(lanes))
     config = uvicorn.Config(
         create_app(ingress),
@@ -33,7 +36,7 @@ async def serve() -> int:
         http="httptools",
         access_log=False,
         log_level="warning",
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=int(drain_s),
         timeout_keep_alive=75,
         server_header=False,
     )

@@ -41,6 +41,7 @@ def create_app(ingress: Ingress) -> FastAPI:
     app.add_exception_handler(Exception, _on_any_error)
 
     async def chat(request: Request) -> Response:
+        check_length(request)
         key = key_of(request.headers)
         body = await read_body(request)
         try:
@@ -83,11 +84,15 @@ def create_app(ingress: Ingress) -> FastAPI:
     return app
 
 
-async def read_body(request: Request) -> bytes:
-    """At most BODY_BYTES_MAX bytes, whatever Content-Length says. Raises ApiError request_too_large."""
+def check_length(request: Request) -> None:
+    """Raises ApiError request_too_large for a Content-Length above the limit, before anything is read."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
         raise ApiError("request_too_large")
+
+
+async def read_body(request: Request) -> bytes:
+    """At most BODY_BYTES_MAX bytes, whatever was declared. Raises ApiError request_too_large."""
     parts: list[bytes] = []
     size = 0
     async for part in request.stream():

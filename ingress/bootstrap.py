@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 #: While it lasts nobody may adopt our requests; renewed every second.
 LEASE_S = 10.0
 RETRY_S = 0.5
-DRAIN_S = 10.0
+#: For ends that are on their way to the log when the last connection has closed.
+ENDS_S = 5.0
 _DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 
@@ -76,7 +77,7 @@ class Ingress:
 
     async def stop(self) -> None:
         """Let ends reach the log, tell the nodes, leave. Every wait is bounded."""
-        await self.dispatcher.drain(DRAIN_S)
+        await self.dispatcher.drain(ENDS_S)
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=2)

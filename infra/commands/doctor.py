@@ -12,7 +12,7 @@ import click
 
 from infra import addresses
 from infra.errors import ShrkError
-from infra.http import readiness
+from infra.http import not_ready
 from infra.ports import LOOPBACK, is_free
 from infra.stack import DEFAULT_PORT
 from infra.state import NEEDED_BYTES, StateFolder
@@ -186,7 +186,8 @@ async def _lag(found: addresses.Addresses) -> Finding:
 
 
 def _ready(base_url: str) -> Finding:
-    told = readiness(base_url)
-    if told.pop("status") == 200:
+    missing = not_ready(base_url)
+    if not missing:
         return Finding("ok", f"ingress at {base_url} is ready")
-    return Finding("bad", f"ingress at {base_url} is not ready: {told}", "the first line above that is not ok says why")
+    told = f"ingress at {base_url} is not ready: {'; '.join(missing)}"
+    return Finding("bad", told, "the first line above that is not ok says why")

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from infra.errors import Unreachable
-from infra.http import readiness
+from infra.http import not_ready
 from infra.state import StateFolder
 
 
@@ -38,13 +38,10 @@ def _show_stack(state: StateFolder, stack: dict[str, Any]) -> None:
         click.echo(f"  {child['name']:<12}{child['state']:<12}{child['pid'] or '-'!s:<10}{up:<12}{child['restarts']}")
     click.echo()
     try:
-        told = readiness(stack["base_url"])
+        missing = not_ready(stack["base_url"])
     except Unreachable as error:
-        click.echo(f"  not ready: {error}")
-        return
-    ready = told.pop("status") == 200
-    details = ", ".join(f"{name} {value}" for name, value in told.items())
-    click.echo(f"  {'ready' if ready else 'not ready'}{': ' if details else ''}{details}")
+        missing = [str(error)]
+    click.echo(f"  not ready: {'; '.join(missing)}" if missing else "  ready")
 
 
 def _lone_nodes(known: set[int]) -> list[tuple[int, str, float]]:

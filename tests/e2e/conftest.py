@@ -7,14 +7,15 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
+import psutil
 import pytest
 
 from infra.stack import Options, Stack
@@ -52,6 +53,19 @@ class Running:
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         os.kill(self.pid(name), number)
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """The process and its children stand still: connections stay open and nobody answers."""
+        parent = psutil.Process(self.pid(name))
+        family = [parent, *parent.children(recursive=True)]
+        for process in family:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in family:
+                process.resume()
 
     async def post(self, body: Any, *, key: str | None = None, path: str = "/v1/chat/completions") -> httpx.Response:
         headers = {"authorization": f"Bearer {self.pro if key is None else key}"} if key != "" else {}

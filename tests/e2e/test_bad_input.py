@@ -81,7 +81,8 @@ async def test_other_paths_and_methods(real: Running) -> None:
 async def test_money_and_slots(real: Running) -> None:
     from infra import accounts
 
-    await accounts.create_wallet(real.db, "poor", "poor", 8)
+    async with real.db.acquire() as db:
+        await accounts.create_wallet(db, "poor", "poor", 8)
     key = await accounts.create_key(real.db, "poor", "pro")
     _is_refusal(await real.post(GOOD, key=key), 402, "insufficient_balance")
     capped = await accounts.create_key(real.db, "demo", "pro", open_max=0)
