@@ -47,8 +47,17 @@ def _installed(name: str) -> bool:
 
 @click.command(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="shiver", prog_name="shrk")
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Run and look after a Shiver network."""
+    ctx.obj = _environment
+
+
+def _environment() -> dict[str, str]:
+    """For commands of packages that do not know of us: the environment as a process of the running stack has it."""
+    from infra.addresses import as_environment, find
+
+    return as_environment(find())
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -60,16 +60,17 @@ class LedgerReader:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._consumer.start()
-                # topics() asks for all that exist: naming a missing topic would make aiokafka ask without pause.
-                found = await self._consumer.topics()
-            if LEDGER not in found:
+                # All that exist, as topics() asks: naming a missing topic would make aiokafka ask without a pause.
+                # Its own topics() gives the names without the partitions.
+                cluster = await self._consumer._client.fetch_all_metadata()
+            found = cluster.partitions_for_topic(LEDGER)
+            if not found:
                 raise LedgerUnavailable(f"topic {LEDGER} does not exist at {self._bootstrap}")
-            count = len(self._consumer.partitions_for_topic(LEDGER) or ())
+            count = len(found)
             if count != self._partitions:
                 raise LedgerUnavailable(
                     f"topic {LEDGER} has {count} partitions where {self._partitions} are configured"
                 )
-            self._consumer.assign(self._places)
         except (KafkaError, OSError, TimeoutError) as error:
             await self._close()
             raise LedgerUnavailable(why(self._bootstrap, error)) from error
@@ -105,10 +106,12 @@ class LedgerReader:
         """
         expected = {partition: starts.get(partition, 0) for partition in ends}
         expected = {partition: start for partition, start in expected.items() if start < ends[partition]}
-        self._consumer.pause(*self._places)
+        if not expected:
+            return
+        # Only what has records to come: a partition without a place would be an error, as no reset policy is set.
+        self._consumer.assign([self._places[partition] for partition in expected])
         for partition, start in expected.items():
             self._consumer.seek(self._places[partition], start)
-            self._consumer.resume(self._places[partition])
         last_s = time.monotonic()
         while expected:
             try:

@@ -22,8 +22,9 @@ from ledger.books import Books, Credit, Request
 from ledger.digest import chain_link, record_sha256
 from ledger.log import cached_partition_of
 from ledger.outcomes import Outcome
+from ledger.rows import request_of_row
 from schemas import topics
-from schemas.events import Event, ModelPrice, UnreadableEvent, WalletCredited, parse
+from schemas.events import Event, UnreadableEvent, WalletCredited, parse
 from streams.sql import SQL
 
 
@@ -160,16 +161,6 @@ async def _write(db: Any, partition: int, records: Sequence[Any], place: asyncpg
         chain,
         books.max_event_ms,
         books.rejected,
-    )
-
-
-def request_of_row(row: asyncpg.Record) -> Request:
-    """A row of derived.requests as the core knows it."""
-    prices = tuple(ModelPrice.model_validate(price) for price in json.loads(row["prices"] or "[]"))
-    return Request(
-        **{name: row[name] for name in Request._fields if name not in ("prices", "cap_day")},
-        prices=prices,
-        cap_day=row["cap_day"].isoformat() if row["cap_day"] else None,
     )
 
 

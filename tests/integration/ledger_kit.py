@@ -154,7 +154,8 @@ def _count(kafka: str) -> int:
 def _drop(kafka: str) -> None:
     if not _count(kafka):
         return
+    admin = AdminClient({"bootstrap.servers": kafka})  # must outlive the call
     try:
-        AdminClient({"bootstrap.servers": kafka}).delete_topics([topics.LEDGER])[topics.LEDGER].result(10)
+        admin.delete_topics([topics.LEDGER])[topics.LEDGER].result(10)
     except KafkaException as error:
         raise AssertionError(f"the ledger topic could not be dropped: {error}") from error

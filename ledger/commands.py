@@ -1,0 +1,170 @@
+"""`shrk ledger`: replay the log, show the entries of a request."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar, cast
+
+import click
+
+from ledger.compare import DATABASE_ERRORS, Comparison, connected
+from ledger.invariants import overdrawn
+from ledger.log import LedgerError
+from ledger.money import format_amount
+from ledger.outcomes import MEANINGS, Outcome
+from ledger.replay import Replay, read_into
+from schemas.settings import Settings
+
+T = TypeVar("T")
+_REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+
+
+@click.group("ledger")
+def group() -> None:
+    """Replay the log of facts, show the entries of a request."""
+
+
+@group.command()
+@click.option("--compare", is_flag=True, help="Compare with PostgreSQL row by row; exit 1 where a row differs.")
+@click.pass_context
+def replay(ctx: click.Context, compare: bool) -> None:
+    """Fold ledger.events from its first record to its end of now, and print the books and their digest.
+
+    Exits 1 where an invariant does not hold, or the log cannot be read to its end.
+    """
+    settings = _settings(ctx)
+    sound = _run(_compare(settings) if compare else _replay(settings))
+    if not sound:
+        ctx.exit(1)
+
+
+@group.command()
+@click.argument("request_id")
+@click.pass_context
+def entries(ctx: click.Context, request_id: str) -> None:
+    """Show how a request ended and who was booked for it.
+
+    REQUEST_ID is that of x-shiver-request-id, or a completion's id (chatcmpl-...).
+    """
+    match = _REQUEST_ID.fullmatch(request_id.strip())
+    if match is None:
+        raise click.BadParameter(f"{request_id!r} is no request id", ctx, param_hint="REQUEST_ID")
+    _run(_entries(_settings(ctx), match[1]))
+
+
+def _settings(ctx: click.Context) -> Settings:
+    """What the program around us knows (`shrk` knows the stack that runs here), else the environment."""
+    found: object = ctx.find_root().obj
+    environ = cast("Callable[[], dict[str, str]]", found)() if callable(found) else dict(os.environ)
+    try:
+        return Settings.from_environment(environ)
+    except SystemExit as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except LedgerError as error:
+        raise click.ClickException(str(error)) from error
+    except DATABASE_ERRORS as error:
+        raise click.ClickException(f"PostgreSQL does not answer: {str(error) or type(error).__name__}") from error
+
+
+async def _replay(settings: Settings) -> bool:
+    books = Replay(settings.ledger_partitions)
+    await _read(books, settings, None, None)
+    return _report(books)
+
+
+async def _compare(settings: Settings) -> bool:
+    books = Replay(settings.ledger_partitions, remember=True)
+    async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
+        comparison = Comparison(db)
+        await _read(books, settings, await comparison.ends(), comparison)
+        await comparison.books(books)
+    sound = _report(books)
+    if not comparison.differences:
+        click.echo(f"PostgreSQL is the same at these offsets: {comparison.rows:,} rows compared")
+        return sound
+    more = "at least " if comparison.full else ""
+    click.echo(f"PostgreSQL differs, {more}{len(comparison.differences)} differences:", err=True)
+    for difference in comparison.differences:
+        click.echo(f"  {difference}", err=True)
+    return False
+
+
+async def _read(books: Replay, settings: Settings, ends: dict[int, int] | None, comparison: Comparison | None) -> None:
+    bar: Any = click.progressbar(length=1, label="Replaying", file=click.get_text_stream("stderr"))
+
+    def started(total: int) -> None:
+        bar.length = total
+
+    listener = None if comparison is None else comparison.batch
+    with bar:
+        await read_into(books, settings, ends, started, bar.update, listener)
+
+
+def _report(books: Replay) -> bool:
+    fingerprint = books.finish()
+    open_count = sum(b.opened_count - b.ended_count for b in books.books)
+    click.echo(f"{books.events:,} events in {len(books.books)} partitions; {open_count:,} requests are open")
+    for code, count in sorted(books.outcomes.items(), key=lambda item: (-item[1], item[0])):
+        click.echo(f"  {count:>12,}  {code:<16} {MEANINGS[Outcome(code)]}")
+    rows = [(account, format_amount(nano), asset, f"{n:,}") for account, asset, nano, n in books.balances()]
+    _table(("account", "balance", "asset", "entries"), rows, right=(1, 3))
+    for account, asset, nano in overdrawn(books.books):
+        click.echo(f"below zero: {account} has {format_amount(nano)} {asset}", err=True)
+    for wrong in books.broken[:20]:
+        click.echo(f"broken: {wrong}", err=True)
+    click.echo(f"digest {fingerprint}")
+    return not books.broken
+
+
+async def _entries(settings: Settings, request_id: str) -> None:
+    async with connected(settings.database_url) as db:
+        requests = await db.fetch("select * from derived.requests where request_id = $1 order by partition", request_id)
+        rows = await db.fetch(
+            'select * from derived.entries where request_id = $1 order by partition, "offset", posting', request_id
+        )
+    if not requests:
+        raise click.ClickException(f"the books know no request {request_id}; just now it may not have been read yet")
+    for request in requests:
+        _head(request_id, request)
+    if not rows:
+        click.echo("no entries: nobody was charged")
+        return
+    lines = [
+        (row["account"], format_amount(row["amount_nano"]), row["asset"], f"{row['partition']}/{row['offset']}")
+        for row in rows
+    ]
+    for asset in sorted({row["asset"] for row in rows}):
+        lines.append(("sum", format_amount(sum(r["amount_nano"] for r in rows if r["asset"] == asset)), asset, ""))
+    _table(("account", "amount", "asset", "in the log at"), lines, right=(1,))
+
+
+def _head(request_id: str, request: Any) -> None:
+    how = "" if request["how"] is None else f", {request['how']}"
+    click.echo(f"request {request_id} of wallet {request['wallet_id']}: {request['status']}{how}")
+    if request["status"] == "charged":
+        charge = f"{format_amount(request['charge_nano'])} {request['asset']}"
+        clamped = " (clamped to the hold)" if request["clamped"] else ""
+        click.echo(
+            f"{request['model']}: {request['prompt_tokens']} prompt and {request['completion_tokens']} completion "
+            f"tokens for {charge}{clamped}"
+        )
+    elif request["status"] == "open":
+        click.echo(f"{format_amount(request['hold_nano'])} {request['asset']} is held for it")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())

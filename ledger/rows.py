@@ -1,0 +1,20 @@
+"""Rows of schema derived, as the core knows them. One place, for the projection and for replay's comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from ledger.books import Request
+from schemas.events import ModelPrice
+
+
+def request_of_row(row: Mapping[str, Any]) -> Request:
+    """The request that a row of derived.requests holds."""
+    day = row["cap_day"]
+    return Request(
+        **{name: row[name] for name in Request._fields if name not in ("prices", "cap_day")},
+        prices=tuple(ModelPrice.model_validate(price) for price in json.loads(row["prices"] or "[]")),
+        cap_day=None if day is None else day.isoformat(),
+    )
