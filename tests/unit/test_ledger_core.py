@@ -159,6 +159,7 @@ OUTCOMES: list[tuple[str, list[Event], Event, Outcome]] = [
     ("too old: accept", [LATER], accept(), Outcome.TOO_OLD),
     ("too old: failure", [LATER], fail(), Outcome.TOO_OLD),
     ("too old: usage", [LATER], use(), Outcome.TOO_OLD),
+    ("too old by the running maximum", [LATER, credit("back", at_ms=T0)], accept(), Outcome.TOO_OLD),
     ("too old before already ended", [accept(), use(), LATER], use(), Outcome.TOO_OLD),
     ("too old before unknown rules", [LATER], accept(rules_version=9), Outcome.TOO_OLD),
     ("not too old while it is open", [accept(), LATER], use(), Outcome.APPLIED),

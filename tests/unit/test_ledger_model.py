@@ -176,7 +176,12 @@ class Lives(RuleBasedStateMachine):
         rid = data.draw(st.sampled_from(self.ids[-4:]))
         self.feed(RequestFailed(wallet=wallet, at_ms=self.now_ms, request_id=rid, epoch=epoch, how=How.ERROR))
 
-    @rule(ms=st.sampled_from([1, DAY_MS // 2, DAY_MS + 1]))
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), wallet=st.sampled_from(WALLETS), hold=st.sampled_from([0, 50]))
+    def accept_known(self, data: st.DataObject, wallet: str, hold: int) -> None:
+        self.accept(data.draw(st.integers(-min(3, len(self.ids)), -1)), wallet, hold, sandbox=False)
+
+    @rule(ms=st.sampled_from([1, DAY_MS // 2, DAY_MS + 1, -DAY_MS - 1]))
     def wait(self, ms: int) -> None:
         self.now_ms += ms
 
