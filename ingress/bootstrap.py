@@ -56,7 +56,7 @@ class Ingress:
         self.router = Router(self.boot_id)
         self.writer = LedgerWriter(settings.kafka, settings.ledger_partitions, client_id="shiver-ingress-ledger")
         self.mailer = Mailer(settings.kafka)
-        self.lanes = LanePool(settings.kafka, self.boot_id, self._announce)
+        self.lanes = LanePool(settings.kafka, self.boot_id, self._announce, self._on_end)
         self._beats = AIOKafkaProducer(bootstrap_servers=settings.kafka, acks="all", enable_idempotence=True)
         self._ear = AIOKafkaConsumer(
             bootstrap_servers=settings.kafka, enable_auto_commit=False, auto_offset_reset="latest"
@@ -118,7 +118,15 @@ class Ingress:
         return out
 
     def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        self._tasks.append(asyncio.create_task(work, name=name))
+        task = asyncio.create_task(work, name=name)
+        task.add_done_callback(self._on_end)
+        self._tasks.append(task)
+
+    def _on_end(self, task: asyncio.Task[None]) -> None:
+        """A task of the process ended that should not: without it requests would hang, so the process ends too."""
+        if not task.cancelled():
+            log.critical("%s ended: the ingress stops, to be started again", task.get_name(), exc_info=task.exception())
+            self.failed.set()
 
     async def _listen(self) -> None:
         """From the end: what is read was said now, so no sender's clock matters."""
@@ -132,7 +140,7 @@ class Ingress:
             try:
                 for records in (await self._ear.getmany(timeout_ms=1000)).values():
                     for record in records:
-                        self._take_beat(record.value)
+                        self._take_beat(record.value or b"")
             except KafkaError as error:
                 log.warning("hearing nodes failed, trying again: %s", error)
                 await asyncio.sleep(RETRY_S)

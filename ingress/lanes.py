@@ -20,7 +20,8 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 from confluent_kafka import KafkaError as ConfluentError
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from schemas import topics
 
@@ -68,7 +69,7 @@ class Lane:
         self._inbox.clear()
 
     def deliver(self, records: list[ConsumerRecord]) -> None:
-        self._inbox.extend(record.value for record in records)
+        self._inbox.extend(record.value or b"" for record in records)
         self.next_offset = records[-1].offset + 1
         self.wake()
 
@@ -104,7 +105,8 @@ class Lane:
 class Block:
     """Lanes that share a consumer, and the task that reads it."""
 
-    def __init__(self, bootstrap: str) -> None:
+    def __init__(self, bootstrap: str, on_end: Callable[[asyncio.Task[None]], None]) -> None:
+        self._on_end = on_end
         self.lanes: dict[TopicPartition, Lane] = {}
         self.leased = 0
         self.consumer = AIOKafkaConsumer(
@@ -129,6 +131,7 @@ class Block:
             self.consumer.seek(lane.partition, 0)
         self.consumer.pause(*self.lanes)
         self._task = asyncio.create_task(self._read(), name=f"lanes-{first}")
+        self._task.add_done_callback(self._on_end)
         return lanes
 
     async def close(self) -> None:
@@ -151,9 +154,19 @@ class Block:
 
 
 class LanePool:
-    """`announce(lanes)` is awaited after each growth, before the new lanes are leased: nodes look them up ahead."""
+    """`announce(lanes)` is awaited after each growth, before the new lanes are leased: nodes look them up ahead.
 
-    def __init__(self, bootstrap: str, boot_id: str, announce: Callable[[int], Awaitable[None]]) -> None:
+    `on_end` is called with every task of the pool that ends: none does while all is well.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        boot_id: str,
+        announce: Callable[[int], Awaitable[None]],
+        on_end: Callable[[asyncio.Task[None]], None],
+    ) -> None:
+        self._on_end = on_end
         self._bootstrap = bootstrap
         self._boot_id = boot_id
         self._announce = announce
@@ -169,6 +182,7 @@ class LanePool:
         while self.made < size:
             await self._add_block()
         self._grower = asyncio.create_task(self._grow(), name="lanes-grow")
+        self._grower.add_done_callback(self._on_end)
 
     async def stop(self) -> None:
         if self._grower is not None:
@@ -228,7 +242,7 @@ class LanePool:
     async def _add_block(self) -> None:
         first = self.made
         await asyncio.to_thread(make_lanes, self._bootstrap, self._boot_id, first, BLOCK_LANES)
-        block = Block(self._bootstrap)
+        block = Block(self._bootstrap, self._on_end)
         try:
             lanes = await block.open(self._boot_id, first, BLOCK_LANES)
         except BaseException:

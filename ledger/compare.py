@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
 
 
 @asynccontextmanager
-async def connected(database_url: str) -> AsyncIterator[Any]:
+async def connected(database_url: str) -> AsyncGenerator[Any, None]:
     """A connection for reading. Raises what DATABASE_ERRORS names."""
     db = await _asyncpg.connect(
         database_url,

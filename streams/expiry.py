@@ -175,7 +175,7 @@ class Expiry:
             row = await self._db.fetchrow(
                 "select status, owner, owner_epoch from derived.requests where request_id = $1", request_id
             )
-            if row["status"] != "open" or row["owner_epoch"] > epoch:
+            if row is None or row["status"] != "open" or row["owner_epoch"] > epoch:
                 return False
             if row["owner_epoch"] == epoch:
                 return row["owner"] == self._name
@@ -217,7 +217,7 @@ class Expiry:
                 while at < end:
                     for record in (await consumer.getmany(place, timeout_ms=500)).get(place, []):
                         at = record.offset + 1
-                        if not _counts(tally, record.value):
+                        if not _counts(tally, record.value or b""):
                             return tally
         finally:
             await asyncio.wait_for(consumer.stop(), 3)

@@ -8,6 +8,7 @@ the last one that was applied.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -24,9 +25,7 @@ class LogChanged(Exception):
     """ledger.events is not the log that the books were made from. A person must look; nothing is applied."""
 
 
-async def start_offsets(
-    db: asyncpg.Connection, kafka: str, ledger_partitions: int, partitions: list[int]
-) -> dict[int, int]:
+async def start_offsets(db: Any, kafka: str, ledger_partitions: int, partitions: list[int]) -> dict[int, int]:
     """The next offset of each of `partitions`, checked. Rows of partitions that are new here begin at 0.
 
     Raises LogChanged, KafkaException, KafkaError, TimeoutError or asyncpg errors.

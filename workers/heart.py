@@ -89,10 +89,11 @@ class Heart:
                 if self._pending is not None:
                     await asyncio.shield(self._pending)
                 edge, beat = self._edge(), self._describe()
-                self._pending = await self._producer.send(
+                sent = await self._producer.send(
                     NODE_HEARTBEATS, beat.model_dump_json().encode(), self._node_id.encode()
                 )
-                await asyncio.shield(self._pending)
+                self._pending = sent
+                await asyncio.shield(sent)
         except TimeoutError:
             return False
         except KafkaError as error:

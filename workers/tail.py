@@ -63,6 +63,7 @@ class Tail:
         """The records since the last poll, in order per partition; none after about POLL_MS. Raises TopicMissing."""
         if self._consumer is None:
             await self.open()
+        assert self._consumer is not None  # open() returns with one, or raises
         try:
             batches = await self._consumer.getmany(timeout_ms=POLL_MS)
         except OffsetOutOfRangeError as error:
