@@ -111,6 +111,7 @@ class LedgerWriter:
         self._producer = await self._connect()
         self._accepting = True
         self._pump_task = asyncio.create_task(self._pump(), name="ledger writer")
+        self._pump_task.add_done_callback(self._pump_ended)
 
     async def stop(self, timeout_s: float = 5.0) -> int:
         """Takes no more, waits at most `timeout_s` for acks, closes. Returns how many events are without an ack.
@@ -199,6 +200,12 @@ class LedgerWriter:
                     await self._replace()
         finally:
             tick.cancel()
+
+    def _pump_ended(self, pump: asyncio.Task[None]) -> None:
+        """A fault of ours: whoever asks is refused from now on, rather than left waiting."""
+        if not pump.cancelled() and (error := pump.exception()) is not None:
+            self._accepting = False
+            _log.error("the ledger writer has failed and takes no more events", exc_info=error)
 
     async def _send(self, partition: int) -> None:
         """Hands over what waits for `partition` as one batch. From here on its answer may come at any time."""

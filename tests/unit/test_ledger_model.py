@@ -144,10 +144,19 @@ class Lives(RuleBasedStateMachine):
     def again(self, data: st.DataObject) -> None:
         self.feed(data.draw(st.sampled_from(self.log[-12:])))
 
-    @precondition(lambda self: self.ids)
-    @rule(data=st.data(), wallet=st.sampled_from(WALLETS), epoch=st.integers(2, 4), owner=st.sampled_from("pq"))
-    def adopt(self, data: st.DataObject, wallet: str, epoch: int, owner: str) -> None:
+    def aim(self, data: st.DataObject, wallet: str, epoch: int) -> tuple[str, str, int]:
+        """Some id, and half of the time the wallet and the epoch that it has: else hardly an event would be applied."""
         rid = data.draw(st.sampled_from(self.ids[-4:]))
+        known = self.books.requests.get(rid)
+        if known is not None and data.draw(st.booleans()):
+            return rid, known.wallet_id, known.owner_epoch
+        return rid, wallet, epoch
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), wallet=st.sampled_from(WALLETS), epoch=st.integers(1, 3), owner=st.sampled_from("pq"))
+    def adopt(self, data: st.DataObject, wallet: str, epoch: int, owner: str) -> None:
+        rid, wallet, epoch = self.aim(data, wallet, epoch)
+        epoch += 1
         self.feed(RequestAdopted(wallet=wallet, at_ms=self.now_ms, request_id=rid, epoch=epoch, owner=owner))
 
     @precondition(lambda self: self.ids)
@@ -159,12 +168,13 @@ class Lives(RuleBasedStateMachine):
         tokens=st.lists(st.sampled_from([0, 1, 3, 1000]), min_size=1, max_size=3),
     )
     def use(self, data: st.DataObject, wallet: str, epoch: int, how: How, tokens: list[int]) -> None:
+        rid, wallet, epoch = self.aim(data, wallet, epoch)
         segments = tuple(
             Segment(node=f"n{i}", provider=f"p{i % 2}", attempt=i + 1, tokens=n) for i, n in enumerate(tokens)
         )
         self.feed(
             UsageRecorded(
-                wallet=wallet, at_ms=self.now_ms, request_id=data.draw(st.sampled_from(self.ids[-4:])), epoch=epoch,
+                wallet=wallet, at_ms=self.now_ms, request_id=rid, epoch=epoch,
                 how=how, model="m", prompt_tokens=3, segments=segments,
             )
         )  # fmt: skip
@@ -173,7 +183,7 @@ class Lives(RuleBasedStateMachine):
     def fail(self, data: st.DataObject, wallet: str, epoch: int, unknown: bool) -> None:
         if unknown or not self.ids:
             self.ids.append(uuid7(self.now_ms, self.rng.randbytes(10)))
-        rid = data.draw(st.sampled_from(self.ids[-4:]))
+        rid, wallet, epoch = self.aim(data, wallet, epoch)
         self.feed(RequestFailed(wallet=wallet, at_ms=self.now_ms, request_id=rid, epoch=epoch, how=How.ERROR))
 
     @precondition(lambda self: self.ids)
