@@ -33,10 +33,6 @@ POOL_MAX = 1024
 FREE_LOW = 16
 #: How long the broker may hold a fetch that finds nothing: a lane that is resumed meanwhile waits for it.
 FETCH_WAIT_MS = 10
-#: A fetch costs the client and the broker the same whether it brings one record or fifty, so under load the reader lets
-#: records gather between two fetches: this much for each leased lane of the block, up to PACE_MAX_S.
-PACE_S_PER_LEASE = 0.0003
-PACE_MAX_S = 0.006
 ADMIN_TIMEOUT_S = 15.0
 RETRY_S = 0.5
 
@@ -60,11 +56,9 @@ class Lane:
         """Start to read for a new lease."""
         self._inbox.clear()
         self.first_offset = self.next_offset
-        self._block.leased += 1
         self._block.consumer.resume(self.partition)
 
     def stop(self) -> None:
-        self._block.leased -= 1
         self._block.consumer.pause(self.partition)
         self._inbox.clear()
 
@@ -108,7 +102,6 @@ class Block:
     def __init__(self, bootstrap: str, on_end: Callable[[asyncio.Task[None]], None]) -> None:
         self._on_end = on_end
         self.lanes: dict[TopicPartition, Lane] = {}
-        self.leased = 0
         self.consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             client_id="shiver-ingress-lanes",
@@ -146,8 +139,6 @@ class Block:
             try:
                 for partition, records in (await self.consumer.getmany(timeout_ms=1000)).items():
                     self.lanes[partition].deliver(records)
-                if self.leased > 1:
-                    await asyncio.sleep(min(self.leased * PACE_S_PER_LEASE, PACE_MAX_S))
             except KafkaError as error:
                 log.warning("reading lanes failed, trying again: %s", error)
                 await asyncio.sleep(RETRY_S)

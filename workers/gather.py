@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-#: (live streams, window in seconds), joined by straight lines and level after the last.
-WINDOW_BY_STREAMS = ((1, 0.0), (16, 0.020), (200, 0.100))
+#: (live streams, window in seconds), joined by straight lines and level after the last. The design had 20 ms at 16
+#: streams; why it is more: infra/docs/performance.md.
+WINDOW_BY_STREAMS = ((1, 0.0), (16, 0.045), (64, 0.060), (200, 0.100))
 #: Produce latency up to this does not widen the window; what is above does, one for one.
 LATENCY_FREE_S = 0.020
 WINDOW_S_MAX = 0.200
