@@ -105,7 +105,7 @@ def gone(pid: int, within_s: float = 5) -> bool:
 def test_up_restarts_what_dies_and_down_leaves_nothing(operator: Operator, running: subprocess.Popen[str]) -> None:
     shown = operator.shrk("status").stdout
     assert "node-1      ready" in shown
-    assert shown.splitlines()[-1] == "  ready"
+    assert "  ready" in shown.splitlines()
     second = operator.shrk("up", "--port", str(operator.port))
     assert (second.returncode, second.stderr.count("\n")) == (1, 1)
     assert f"a stack already runs on {operator.state} (pid {running.pid})" in second.stderr
