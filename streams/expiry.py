@@ -37,6 +37,7 @@ LEASE_MARGIN_S = 2.0
 UNACCEPTED_S = 15.0
 ADOPTED_TIMEOUT_S = 15.0
 ACK_TIMEOUT_S = 10.0
+CANCEL_TIMEOUT_S = 3.0
 LANE_TIMEOUT_S = 10.0
 BATCH_MAX = 500
 #: An end that was appended is not appended again for this long: the projection needs a moment to read it.
@@ -188,13 +189,20 @@ class Expiry:
         log.info("request %s of %s is closed: %s", row["request_id"], row["owner"], end.type)
 
     async def _cancel(self, row: asyncpg.Record) -> None:
+        """Ask the node to stop. What it makes nevertheless is not counted any more, so nothing waits for this."""
         if row["provider_id"] is None:
             return
         letter = jobs.Cancel(request_id=str(row["request_id"]), attempt=1)
-        await asyncio.wait_for(
-            self._mail.send_and_wait(topics.mailbox(row["node_id"]), jobs.dump(letter), letter.request_id.encode()),
-            ACK_TIMEOUT_S,
-        )
+        mailbox = topics.mailbox(row["node_id"])
+        try:
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                # A producer that is given a missing topic asks for it without a pause, for ever.
+                if mailbox not in (await self._mail.client.fetch_all_metadata()).topics():
+                    log.warning("request %s: node %s has no mailbox any more", row["request_id"], row["node_id"])
+                    return
+                await self._mail.send_and_wait(mailbox, jobs.dump(letter), letter.request_id.encode())
+        except (KafkaError, TimeoutError) as error:
+            log.warning("request %s: no cancel sent to %s: %r", row["request_id"], row["node_id"], error)
 
     async def _count(self, row: asyncpg.Record) -> replies.Tally | None:
         """What the lane holds of the request, from its first offset to its end now; None where there is no lane."""

@@ -34,7 +34,8 @@ from schemas.ids import uuid7, uuid7_ms
 T0 = 1_800_000_000_000
 WALLETS = ("a", "b")
 PRICE = ModelPrice(model="m", in_nano=7, out_nano=13)
-QUICK = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
+QUICK = settings(max_examples=120, deadline=None, suppress_health_check=SLOW)
 
 
 class Naive:
@@ -224,9 +225,7 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestLives.settings = settings(max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=SLOW)
 
 
 @QUICK
