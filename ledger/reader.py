@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NamedTuple
 
 from ledger.log import (
@@ -98,7 +98,7 @@ class LedgerReader:
             raise LedgerUnavailable(why(self._bootstrap, error)) from error
         return {place.partition: offset for place, offset in answer.items()}
 
-    async def read(self, starts: Mapping[int, int], ends: Mapping[int, int]) -> AsyncIterator[list[Record]]:
+    async def read(self, starts: Mapping[int, int], ends: Mapping[int, int]) -> AsyncGenerator[list[Record], None]:
         """Every record from `starts` up to, not with, `ends`, as lists of one partition's records in order.
 
         Partitions that `ends` does not name are left out; those that `starts` does not name begin at 0. Raises
