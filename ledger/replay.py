@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
 
 from ledger.apply import step
 from ledger.books import Books
@@ -16,16 +17,21 @@ from schemas.events import Event, UnreadableEvent, parse
 from schemas.settings import Settings
 from schemas.topics import LEDGER
 
+if TYPE_CHECKING:
+    from ledger.archive import Archive  # whoever has none is spared pyarrow
+
 _FORGET_EVERY = 100_000
 
 #: Is told each batch of one partition's records with what they came to.
 Listener = Callable[[list[tuple[Record, Event, Decision]]], Awaitable[None]]
+#: Looks at the books right after a step, and says what is wrong.
+AfterStep = Callable[[Books, Event, Decision], list[str]]
 
 
 class Replay:
     """The books of all partitions while the log is read. `broken` says what an invariant found, with its place."""
 
-    def __init__(self, partitions: int, *, remember: bool = False) -> None:
+    def __init__(self, partitions: int, *, remember: bool = False, after_step: AfterStep | None = None) -> None:
         self.books = [Books(partition) for partition in range(partitions)]
         self.chains = [b""] * partitions
         self.last_sha256 = [b""] * partitions
@@ -33,6 +39,7 @@ class Replay:
         self.events = 0
         self.broken: list[str] = []
         self._remember = remember
+        self._after_step = after_step
         self._since_forgetting = 0
 
     def feed(self, records: list[Record]) -> list[tuple[Record, Event, Decision]]:
@@ -50,19 +57,27 @@ class Replay:
 
     def _step(self, record: Record) -> tuple[Event, Decision]:
         partition, offset, key, value = record
-        place = f"{LEDGER} partition {partition} offset {offset}"
         try:
             event = parse(value)
         except UnreadableEvent as error:
-            raise LedgerCorrupt(f"{place}: {error}") from None
+            raise LedgerCorrupt(f"{_place(record)}: {error}") from None
         if event.wallet.encode() != key:
-            raise LedgerCorrupt(f"{place}: its key is not its wallet")
-        decision = step(self.books[partition], event, offset)
-        self.broken += [f"{place}: {wrong}" for wrong in broken_by(decision)]
+            raise LedgerCorrupt(f"{_place(record)}: its key is not its wallet")
+        books = self.books[partition]
+        decision = step(books, event, offset)
+        wrong = broken_by(decision)
+        if self._after_step is not None:
+            wrong += self._after_step(books, event, decision)
+        if wrong:
+            self.broken += [f"{_place(record)}: {what}" for what in wrong]
         self.outcomes[decision.outcome.value] += 1
         self.events += 1
         self.chains[partition] = chain_link(self.chains[partition], partition, offset, key, value)
         return event, decision
+
+    def places(self) -> dict[int, int]:
+        """The next offset of each partition."""
+        return {books.partition: books.next_offset for books in self.books}
 
     def finish(self) -> str:
         """Check what must hold in whole books, and return their digest."""
@@ -87,25 +102,85 @@ async def read_into(
     on_start: Callable[[int], None],
     on_batch: Callable[[int], None],
     listener: Listener | None = None,
+    archive: Archive | None = None,
 ) -> None:
-    """Read the log from its beginning to `ends` (None: its end now) into `replay`.
+    """Read the log from where `replay` is to `ends` (None: its end now): what `archive` has from there, then Kafka's.
 
-    `on_start` is told how many records there will be, `on_batch` how many more were read. Raises LedgerUnavailable, or
-    LedgerCorrupt where the log does not begin at 0, ends before `ends`, or cannot be read.
+    `on_start` is told how many records there will be, `on_batch` how many more were read. Raises LedgerUnavailable,
+    ArchiveUnavailable, or LedgerCorrupt where the log does not begin at 0 or in the archive, ends before `ends` or the
+    archive, is another one than was archived, or cannot be read.
     """
     async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-replay") as reader:
-        cut = [partition for partition, first in (await reader.beginnings()).items() if first]
-        if cut:
-            raise LedgerCorrupt(f"{LEDGER} does not begin at offset 0 in partitions {cut}: records were deleted")
-        found = await reader.ends()
+        begins, found = await reader.beginnings(), await reader.ends()
         wanted = found if ends is None else ends
-        for partition, end in wanted.items():
-            there = found.get(partition, 0)
-            if there < end:
-                raise LedgerCorrupt(f"{LEDGER} partition {partition} ends at {there}, but the books have read to {end}")
-        on_start(sum(wanted.values()))
-        async for records in reader.read({}, wanted):
+        held = {} if archive is None else archive.ends()
+        _check_bounds(begins, found, wanted, {p: max(n, held.get(p, 0)) for p, n in replay.places().items()}, held)
+        on_start(sum(max(0, end - replay.places().get(partition, 0)) for partition, end in wanted.items()))
+        if archive is not None:
+            await read_archive(replay, archive, wanted, on_batch, listener)
+            await _check_seam(replay, reader, begins)
+        async for records in reader.read(replay.places(), wanted):
             told = replay.feed(records)
             if listener is not None:
                 await listener(told)
             on_batch(len(records))
+
+
+async def read_archive(
+    replay: Replay,
+    archive: Archive,
+    ends: Mapping[int, int],
+    on_batch: Callable[[int], None],
+    listener: Listener | None = None,
+) -> None:
+    """What `archive` has from where `replay` is to `ends`, without Kafka. Checks the chain at the end of each file.
+
+    Raises ArchiveUnavailable, and LedgerCorrupt as `read_into` does.
+    """
+    for file, records in archive.read(replay.places(), ends):
+        told = replay.feed(records)
+        if records[-1].offset + 1 == file.next:
+            archive.check_chain(file, replay.chains[file.partition])
+        if listener is not None:
+            await listener(told)
+        on_batch(len(records))
+
+
+def _check_bounds(
+    begins: Mapping[int, int],
+    found: Mapping[int, int],
+    wanted: Mapping[int, int],
+    reached: Mapping[int, int],
+    held: Mapping[int, int],
+) -> None:
+    """Kafka has everything behind `reached`, up to `wanted` and to what the archive has. Raises LedgerCorrupt."""
+    cut = [partition for partition, first in begins.items() if first > reached.get(partition, 0)]
+    if cut:
+        place = "in the archive" if held else "at offset 0"
+        raise LedgerCorrupt(f"{LEDGER} does not begin {place} in partitions {cut}: records were deleted")
+    for partition, end in wanted.items():
+        there = found.get(partition, 0)
+        if there < end:
+            raise LedgerCorrupt(f"{LEDGER} partition {partition} ends at {there}, but the books have read to {end}")
+    for partition, end in held.items():
+        there = found.get(partition, 0)
+        if there < end:
+            raise LedgerCorrupt(f"{LEDGER} partition {partition} ends at {there}, but the archive ends at {end}")
+
+
+async def _check_seam(replay: Replay, reader: LedgerReader, begins: Mapping[int, int]) -> None:
+    """The last record that was read from the archive is in Kafka too, where Kafka has kept it. Raises LedgerCorrupt."""
+    for partition, following in replay.places().items():
+        last = following - 1
+        if last < begins.get(partition, 0):
+            continue
+        async for records in reader.read({partition: last}, {partition: following}):
+            if record_sha256(*records[-1]) != replay.last_sha256[partition]:
+                raise LedgerCorrupt(
+                    f"{LEDGER} partition {partition} offset {last} is not the record in the archive: the log was made "
+                    "anew or changed"
+                )
+
+
+def _place(record: Record) -> str:
+    return f"{LEDGER} partition {record.partition} offset {record.offset}"

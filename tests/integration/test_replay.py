@@ -2,50 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import asyncpg
 import pytest
-from click.testing import CliRunner, Result
+from books_kit import P, append_all, project, shrk
 from ledger_kit import accepted, credited, load, new_id, usage
 
-from ledger import commands
-from ledger.log import LedgerWriter, cached_partition_of
-from ledger.reader import LedgerReader
+from ledger.log import cached_partition_of
 from schemas import topics
 from schemas.events import Event
-from streams.projection import Projection
-
-P = 4
-
-
-async def append_all(kafka: str, many: list[Event]) -> None:
-    writer = LedgerWriter(kafka, P, client_id="test")
-    await writer.start()
-    acks = [writer.append(event) for event in many]
-    async with asyncio.timeout(60):
-        await asyncio.gather(*acks)
-    assert await writer.stop() == 0
-
-
-async def project(kafka: str, pool: asyncpg.Pool) -> None:
-    await pool.execute(
-        "insert into derived.offsets (topic, partition, next) select $1, g, 0 from generate_series(0, $2 - 1) g "
-        "on conflict do nothing",
-        topics.LEDGER,
-        P,
-    )
-    projection = Projection(pool, P)
-    async with LedgerReader(kafka, P, client_id="test") as reader:
-        rows = await pool.fetch("select partition, next from derived.offsets")
-        async for records in reader.read({r["partition"]: r["next"] for r in rows}, await reader.ends()):
-            await projection.apply(records[0].partition, records)
-
-
-async def shrk(kafka: str, url: str, *arguments: str) -> Result:
-    env = {"SHRK_KAFKA": kafka, "SHRK_DATABASE_URL": url, "SHRK_LEDGER_PARTITIONS": str(P)}
-    return await asyncio.to_thread(CliRunner(env=env).invoke, commands.group, list(arguments))
 
 
 async def test_replay_equals_the_projection_to_the_row(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:

@@ -1,0 +1,209 @@
+"""Walks the log, or its archive and the log's tail, and names the first record or row that is not as it must be.
+
+the records     readable, in their partition, without a gap (reader.py); the archive's files (archive.py)
+the books       every invariant at every prefix, or behind every batch
+the hash chain  at the end of each archived file, and against derived.offsets
+PostgreSQL      entries, rejections, accounts, requests, credits, offsets, row by row, in one snapshot (compare.py)
+the two copies  with `both`: each archived record against the log's own
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, aclosing
+from typing import Any, NamedTuple
+
+from ledger.archive import Archive
+from ledger.books import Books
+from ledger.compare import Comparison, Difference, connected
+from ledger.decide import Decision
+from ledger.invariants import Running
+from ledger.log import LedgerCorrupt
+from ledger.reader import LedgerReader, Record
+from ledger.replay import Listener, Replay, read_archive, read_into
+from schemas.events import Event
+from schemas.settings import Settings
+from schemas.topics import LEDGER
+
+#: Makes a progress bar: a function to say how much there will be, and one to say how much more was done.
+Bar = Callable[[str], AbstractContextManager[tuple[Callable[[int], None], Callable[[int], None]]]]
+
+
+class Report(NamedTuple):
+    """What was found. `bad` begins with the first bad place and is empty where all is well."""
+
+    bad: list[str]
+    events: int
+    rows: int
+    places: dict[int, tuple[int, str]]  # next offset and chain head of each partition
+    digest: str
+
+
+class _Walk:
+    """One walk through the log, and what it found so far."""
+
+    def __init__(self, partitions: int, every_batch: bool) -> None:
+        self._running = [Running() for _ in range(partitions)]
+        self._every_batch = every_batch
+        self.replay = Replay(partitions, remember=True, after_step=None if every_batch else self._after_step)
+        self.bad: list[str] = []
+        self._stopped = False
+
+    def _after_step(self, books: Books, event: Event, decision: Decision) -> list[str]:
+        running = self._running[books.partition]
+        running.take(event, decision)
+        return running.wrong(books)
+
+    def listener(self, comparison: Comparison | None) -> Listener:
+        """To be told of each batch."""
+
+        async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
+            if self._every_batch and told:
+                last = told[-1][0]
+                running = self._running[last.partition]
+                for _, event, decision in told:
+                    running.take(event, decision)
+                wrong = running.wrong(self.replay.books[last.partition])
+                self.replay.broken += [f"{_place(last.partition, last.offset)} or shortly before: {w}" for w in wrong]
+            if comparison is not None:
+                await comparison.batch(told)
+
+        return listen
+
+    async def stopped_by(self, reading: Awaitable[None]) -> LedgerCorrupt | None:
+        """Does the reading; what cannot be read ends it."""
+        try:
+            await reading
+        except LedgerCorrupt as error:
+            self._stopped = True
+            return error
+        return None
+
+    def report(self, rows: int) -> Report:
+        """The walk is over."""
+        # Where it stopped inside a batch, what that batch came to was not taken.
+        whole = not (self._stopped and self._every_batch)
+        for books, running in zip(self.replay.books, self._running, strict=True) if whole else ():
+            self.bad += [f"{_place(books.partition)}: {wrong}" for wrong in running.wrong_in_all(books)]
+        known = len(self.replay.broken)
+        digest = self.replay.finish()
+        self.bad += self.replay.broken[known:]
+        places = {p: (n, self.replay.chains[p].hex()) for p, n in self.replay.places().items()}
+        return Report(self.bad, self.replay.events, rows, places, digest)
+
+
+async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, every_batch: bool, both: bool) -> Report:
+    """Verify everything that there is. Raises LedgerUnavailable, ArchiveUnavailable and what DATABASE_ERRORS names."""
+    walk = _Walk(settings.ledger_partitions, every_batch)
+    async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
+        comparison = Comparison(db)
+        read_to = {p: end for p, end in (await comparison.ends()).items() if p < settings.ledger_partitions}
+        there = await _log_ends(settings)
+        ends = {partition: min(end, there.get(partition, 0)) for partition, end in read_to.items()}
+        with bar("Comparing with PostgreSQL") as (started, more):
+            listener = walk.listener(comparison)
+            stop = await walk.stopped_by(read_into(walk.replay, settings, ends, started, more, listener, archive))
+        walk.bad += walk.replay.broken
+        walk.bad += _in_words(comparison.differences)
+        walk.bad += [] if stop is None else [str(stop)]
+        walk.bad += [
+            f"{_place(p, there.get(p, 0))}: the log ends here, but the books have read to {end}: records were lost"
+            for p, end in read_to.items()
+            if there.get(p, 0) < end
+        ]
+        if stop is None:
+            walk.bad += await _chains(db, walk.replay)
+            known = len(comparison.differences)
+            await comparison.books(walk.replay)
+            walk.bad += _in_words(comparison.differences[known:])
+    if stop is None:
+        known = len(walk.replay.broken)
+        with bar("Reading on to the log's end") as (started, more):
+            on = read_into(walk.replay, settings, None, started, more, walk.listener(None), archive)
+            stop = await walk.stopped_by(on)
+        walk.bad += walk.replay.broken[known:]
+        walk.bad += [] if stop is None else [str(stop)]
+    if archive is not None and both:
+        with bar("Comparing the archive with the log") as (started, more):
+            # First, because it knows the record where the others know a range.
+            walk.bad[:0] = await _other_copies(settings, archive, started, more)
+    return walk.report(comparison.rows)
+
+
+async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool) -> Report:
+    """Verify an archive alone: no Kafka, no PostgreSQL. Raises ArchiveUnavailable."""
+    walk = _Walk(archive.manifest.partitions, every_batch)
+    with bar("Verifying the archive") as (started, more):
+        ends = archive.ends()
+        started(sum(ends.values()))
+        stop = await walk.stopped_by(read_archive(walk.replay, archive, ends, more, walk.listener(None)))
+    walk.bad += walk.replay.broken
+    walk.bad += [] if stop is None else [str(stop)]
+    return walk.report(0)
+
+
+async def _log_ends(settings: Settings) -> dict[int, int]:
+    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-verify") as reader:
+        return await reader.ends()
+
+
+async def _chains(db: Any, replay: Replay) -> list[str]:
+    """Where the chain over the records is not the one that the projection made of those that it read."""
+    places = replay.places()
+    rows: list[tuple[int, int, bytes]] = await db.fetch(
+        "select partition, next, chain from derived.offsets where topic = $1 order by 1", LEDGER
+    )
+    return [
+        f"{_place(partition)}, before offset {following}: the hash chain over its records is "
+        f"{replay.chains[partition].hex()}, derived.offsets has {chain.hex()}: a record, or that row, was changed"
+        for partition, following, chain in rows
+        if following and places.get(partition) == following and replay.chains[partition] != chain
+    ]
+
+
+async def _other_copies(
+    settings: Settings, archive: Archive, on_start: Callable[[int], None], on_batch: Callable[[int], None]
+) -> list[str]:
+    """The first record of each partition that stands otherwise in the archive than in the log."""
+    bad = list[str]()
+    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-verify") as reader:
+        begins, ends = await reader.beginnings(), await reader.ends()
+        spans = {p: (begins[p], min(end, ends[p])) for p, end in archive.ends().items()}
+        on_start(sum(max(0, end - begin) for begin, end in spans.values()))
+        for partition, (begin, end) in spans.items():
+            try:
+                different = await _other_copy(reader, archive, partition, begin, end, on_batch)
+            except LedgerCorrupt as error:
+                bad.append(str(error))
+                continue
+            if different is not None:
+                bad.append(f"{_place(partition, different)}: the log has another record than the archive")
+    return bad
+
+
+async def _other_copy(
+    reader: LedgerReader, archive: Archive, partition: int, begin: int, end: int, on_batch: Callable[[int], None]
+) -> int | None:
+    archived = _flat(archive, {partition: begin}, {partition: end})
+    async with aclosing(reader.read({partition: begin}, {partition: end})) as batches:
+        async for records in batches:
+            for record in records:
+                if record != next(archived):
+                    return record.offset
+            on_batch(len(records))
+    return None
+
+
+def _flat(archive: Archive, starts: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[Record]:
+    for _, records in archive.read(starts, ends):
+        yield from records
+
+
+def _in_words(differences: list[Difference]) -> list[str]:
+    """Those with an offset first, by their place: of one changed record, its own rows say the most."""
+    ordered = sorted(differences, key=lambda d: (d.offset is None, d.partition or 0, d.offset or 0))
+    return [f"{_place(d.partition, d.offset)}: {d.text}" for d in ordered]
+
+
+def _place(partition: int | None, offset: int | None = None) -> str:
+    return f"{LEDGER} partition {partition}" + ("" if offset is None else f" offset {offset}")

@@ -1,0 +1,166 @@
+"""The archive's files and manifest without Kafka: bytes that depend on the records alone, and flips of each of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ledger.apply import apply
+from ledger.archive import Archive, ArchiveCorrupt, ArchiveUnavailable
+from ledger.books import Books
+from ledger.decide import decide
+from ledger.invariants import Running
+from ledger.manifest import ArchivedFile, Manifest, file_name, load
+from ledger.parquet import ROW_GROUP_RECORDS, decode, encode
+from ledger.reader import Record
+from schemas.events import Event, RequestAccepted, RequestFailed, WalletCredited
+from schemas.ids import uuid7
+
+T0 = 1_800_000_000_000
+RID = uuid7(T0, bytes(10))
+
+
+def some(count: int, first: int = 0) -> list[Record]:
+    return [Record(3, first + n, b"w%d" % (n % 7), b'{"n":%d}' % n) for n in range(count)]
+
+
+def manifest() -> Manifest:
+    made = Manifest(2, 100)
+    for partition, first, following in ((0, 0, 100), (0, 100, 200), (0, 200, 250), (1, 0, 100)):
+        made.add(ArchivedFile(partition, first, following, file_name(partition, first, following), 9, "ab", "cd"))
+    return made
+
+
+def test_a_file_is_the_same_for_the_same_records_and_names_no_version() -> None:
+    records = some(ROW_GROUP_RECORDS + 5, 100)
+    data = encode(records)
+    assert data == encode(records)
+    assert b"arrow" not in data.lower()
+    groups = list(decode(data))
+    assert [len(group) for group in groups] == [ROW_GROUP_RECORDS, 5]
+    assert [record for group in groups for record in group] == records
+    assert encode(some(1)) != encode(some(1, 1))
+
+
+def test_any_reader_of_parquet_reads_it(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    (tmp_path / "x.parquet").write_bytes(encode(some(3)))
+    table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
+    assert table.column_names == ["partition", "offset", "key", "value"]
+    assert table.column("value").to_pylist() == [b'{"n":0}', b'{"n":1}', b'{"n":2}']
+    assert pyarrow.parquet.read_metadata(tmp_path / "x.parquet").created_by == "shiver ledger archive 1"
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 100, encode(some(3))[:-9]])
+def test_what_is_no_such_file_is_said(data: bytes) -> None:
+    with pytest.raises(ValueError, match="Parquet"):
+        list(decode(data))
+
+
+def test_the_manifest_is_canonical() -> None:
+    data = manifest().dump()
+    again = load(data)
+    assert again.dump() == data
+    assert [again.end(p) for p in (0, 1)] == [250, 100]
+    tail = again.last(0)
+    assert tail is not None
+    assert not again.is_closed(tail)
+
+
+def test_every_flipped_byte_of_the_manifest_is_seen() -> None:
+    data = manifest().dump()
+    for at in range(len(data)):
+        for bit in (1, 32):
+            flipped = data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+            with pytest.raises(ValueError, match=r"^it|its format"):
+                load(flipped)
+    for cut in (data[:-1], data + b"\n", b"", b"[]", json.dumps(json.loads(data)).encode()):
+        with pytest.raises(ValueError, match=r"^it"):
+            load(cut)
+
+
+def test_a_tail_is_replaced_and_a_hole_refused() -> None:
+    made = manifest()
+    longer = ArchivedFile(0, 200, 300, file_name(0, 200, 300), 9, "ab", "cd")
+    replaced = made.add(longer)
+    assert replaced is not None
+    assert (replaced.first, replaced.next) == (200, 250)
+    for partition, first, following in ((1, 200, 300), (1, 0, 100), (1, 100, 201), (1, 100, 100)):
+        with pytest.raises(ValueError, match="does not follow"):
+            made.add(ArchivedFile(partition, first, following, file_name(partition, first, following), 9, "ab", "cd"))
+    with pytest.raises(ValueError, match="is not the name"):
+        made.add(ArchivedFile(1, 100, 200, "../elsewhere.parquet", 9, "ab", "cd"))
+
+
+def test_a_folder_without_an_archive_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveUnavailable, match="no archive"):
+        Archive.open(tmp_path / "none", 4)
+    (tmp_path / "manifest.json").write_bytes(manifest().dump())
+    with pytest.raises(ArchiveUnavailable, match="has 2 partitions where 4"):
+        Archive.open(tmp_path, 4)
+    with pytest.raises(ArchiveCorrupt, match=r"partition-00000/0+-0+100.parquet .*offsets 0 to 99.* is missing"):
+        Archive.open(tmp_path)
+
+
+def credit(amount_nano: int = 5, ref: str = "r") -> WalletCredited:
+    return WalletCredited(
+        wallet="w", at_ms=T0, asset="SHIVER", amount_nano=amount_nano, external_ref=ref, reason="grant", operator="o"
+    )
+
+
+def failure() -> RequestFailed:
+    from schemas.events import How
+
+    return RequestFailed(wallet="w", at_ms=T0, request_id=RID, epoch=1, how=How.ERROR)
+
+
+def taken(*many: Event) -> tuple[Books, Running]:
+    books, running = Books(0), Running()
+    for offset, event in enumerate(many):
+        decision = decide(books, event, offset)
+        apply(books, event, offset, decision)
+        running.take(event, decision)
+        assert running.wrong(books) == []
+    return books, running
+
+
+def test_the_running_invariants_see_what_apply_gets_wrong() -> None:
+    books, running = taken(credit(), credit(), failure())
+    assert running.wrong_in_all(books) == []
+    books.accounts["wallet:w", "SHIVER"].balance_nano += 1
+    assert running.wrong(books) == []  # not touched by this step
+    assert any("wallet:w has 6" in wrong for wrong in running.wrong_in_all(books))
+
+    books, running = taken(credit())
+    books.rejected += 1
+    books.opened_count += 1
+    assert len(running.wrong(books)) == 2
+
+    books, running = taken(credit())
+    decision = decide(books, credit(ref="s"), 1)
+    running.take(credit(ref="s"), decision)  # and never applied
+    assert any("its postings make 10" in wrong for wrong in running.wrong(books))
+    one_sided = decision._replace(postings=decision.postings[1:])
+    running.take(credit(ref="t"), one_sided)
+    assert any("all accounts together hold 5 SHIVER" in wrong for wrong in running.wrong(books))
+
+
+def test_the_running_invariants_see_an_end_that_is_not_the_last() -> None:
+    from ledger.decide import Decision, request_of
+    from ledger.outcomes import Outcome
+
+    books, running = taken(failure())
+    accept = RequestAccepted.model_validate_json(
+        json.dumps(
+            {
+                "wallet": "w", "at_ms": T0, "request_id": RID, "key_id": "k", "owner": "b", "rules_version": 1,
+                "asset": "SHIVER", "prices": [{"model": "m", "in_nano": 1, "out_nano": 1}], "rate_nano_usd": 1,
+                "cap_day": None, "hold_nano": 1, "payer": "wallet:w",
+            }
+        )
+    )  # fmt: skip
+    running.take(accept, Decision(Outcome.APPLIED, request=request_of(accept)))
+    assert running.wrong(books) == [f"request {RID} goes on after its end"]
