@@ -23,7 +23,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: up down test lint typecheck bench gpu-check lock clean help
+.PHONY: up down test lint typecheck bench bench-ledger gpu-check lock clean help
 
 up: $(READY)  ## start the whole stack (PORT=8080, ARGS=...)
 	@exec $(BIN)/shrk up $(if $(PORT),--port $(PORT)) $(ARGS)
@@ -43,6 +43,9 @@ typecheck: $(TESTS)  ## pyright, from a wheel that brings its own node
 
 bench: $(TESTS)  ## the README's tables, measured on this machine
 	$(BIN)/python -m infra.bench $(ARGS)
+
+bench-ledger: $(TESTS)  ## what the ledger does a second: append, projection, archive, replay (ARGS=--quick)
+	$(BIN)/python -m infra.bench.ledger $(ARGS)
 
 gpu-check: $(GPU)  ## exllamav2's contract tests and a short bench; needs a CUDA GPU and nvcc
 	$(BIN)/python -m infra.bench.gpu_check $(ARGS)

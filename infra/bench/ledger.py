@@ -1,0 +1,326 @@
+"""`make bench-ledger`: what the ledger does a second, on a real Kafka and PostgreSQL that are gone afterwards.
+
+append      LedgerWriter: idempotent, acked
+projection  the streams process, from a log that is full already into an empty PostgreSQL
+archive     from Kafka to Parquet
+replay      from Kafka, and from the archive: each record parsed, folded, its invariants checked, its chain hashed
+
+python -m infra.bench.ledger [--events N] [--quick] [--results FOLDER]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import asyncpg
+
+from infra.bench.machine import this_machine
+from infra.bench.report import RESULTS, Bar, markdown, write
+from infra.bench.servers import ROOT
+from infra.errors import ChildFailed, ShrkError
+from infra.kafka.broker import Broker
+from infra.kafka.jars import ensure_jars
+from infra.kafka.java import find_java
+from infra.kafka.topics import create_topics
+from infra.migrate import migrate
+from infra.postgres import Postgres
+from infra.process import ChildSpec, LogFile, running
+from ledger.archive import Archive, write_archive
+from ledger.log import LedgerError, LedgerWriter
+from ledger.manifest import RANGE_RECORDS
+from ledger.replay import Replay, read_archive, read_into
+from schemas.events import Event, How, ModelPrice, RequestAccepted, Segment, UsageRecorded, WalletCredited
+from schemas.ids import uuid7
+from schemas.settings import Settings
+from schemas.topics import LEDGER, LEDGER_PARTITIONS_DEV, ledger_topic
+
+EVENTS, QUICK_EVENTS = 1_000_000, 50_000
+_WALLETS_MAX = 2_000
+_OPEN_REQUESTS = 500
+_APPEND_AT_ONCE = 5_000
+_T0_MS = 1_800_000_000_000
+_PRICE = ModelPrice(model="shark-mini", in_nano=100_000, out_nano=200_000)
+_POLL_S = 0.1
+#: Where a slow machine is given up.
+_EVENTS_PER_S_MIN = 200
+_RESTARTS_MAX = 20
+
+
+class Rate(NamedTuple):
+    """One line of the table."""
+
+    what: str
+    events: int
+    seconds: float
+
+    @property
+    def per_s(self) -> float:
+        return self.events / self.seconds
+
+    def cells(self) -> list[str]:
+        return [self.what, f"{self.events:,}", f"{self.seconds:.1f}", f"{self.per_s:,.0f}"]
+
+
+def synthetic(count: int, seed: int = 1) -> Iterator[Event]:
+    """`count` valid events: a credit for each of many wallets, then accepts and usages of four postings each."""
+    rng = random.Random(seed)
+    wallets = [f"wallet-{n}" for n in range(max(1, min(_WALLETS_MAX, count // 20)))]
+    for wallet in wallets[:count]:
+        yield WalletCredited(
+            wallet=wallet, at_ms=_T0_MS, asset="SHIVER", amount_nano=10**15, external_ref="grant", reason="grant",
+            operator="bench",
+        )  # fmt: skip
+    waiting: deque[RequestAccepted] = deque()
+    left = count - len(wallets)
+    while left > 0:
+        if len(waiting) >= min(_OPEN_REQUESTS, left):
+            yield _usage(waiting.popleft(), rng)
+        else:
+            accept = _accept(rng.choice(wallets), _T0_MS + count - left, rng)
+            waiting.append(accept)
+            yield accept
+        left -= 1
+
+
+def _accept(wallet: str, at_ms: int, rng: random.Random) -> RequestAccepted:
+    return RequestAccepted(
+        wallet=wallet, at_ms=at_ms, request_id=uuid7(at_ms, rng.randbytes(10)), key_id="key-of-the-bench",
+        owner="boot-of-the-bench", rules_version=1, asset="SHIVER", prices=(_PRICE,), rate_nano_usd=100_000_000,
+        cap_day=None, hold_nano=10**9, payer=f"wallet:{wallet}",
+    )  # fmt: skip
+
+
+def _usage(accept: RequestAccepted, rng: random.Random) -> UsageRecorded:
+    segment = Segment(
+        node="node-of-the-bench", provider=f"provider-{rng.randrange(50)}", attempt=1, tokens=rng.randrange(1, 2_000)
+    )
+    return UsageRecorded(
+        wallet=accept.wallet, at_ms=accept.at_ms + 1_000, request_id=accept.request_id, epoch=1, how=How.STOP,
+        model=_PRICE.model, prompt_tokens=rng.randrange(1, 1_000), segments=(segment,),
+    )  # fmt: skip
+
+
+async def append(settings: Settings, count: int) -> Rate:
+    """Through the writer that every process uses. Making the events is not counted."""
+    writer = LedgerWriter(settings.kafka, settings.ledger_partitions, client_id="shiver-bench")
+    await writer.start()
+    events, seconds = synthetic(count), 0.0
+    try:
+        while batch := [event for _, event in zip(range(_APPEND_AT_ONCE), events, strict=False)]:
+            began_s = time.perf_counter()
+            await asyncio.gather(*[writer.append(event) for event in batch])
+            seconds += time.perf_counter() - began_s
+    finally:
+        await writer.stop()
+    return Rate("append to Kafka, acked", count, seconds)
+
+
+async def project(settings: Settings, count: int, folder: Path) -> tuple[Rate, int]:
+    """The streams process, from its first transaction to its last, and how often it had to be started again.
+
+    Its first start is not counted, any further one is.
+    """
+    spec = ChildSpec(
+        name="streams",
+        argv=(sys.executable, "-P", "-m", "streams"),
+        env={
+            "SHRK_KAFKA": settings.kafka,
+            "SHRK_DATABASE_URL": settings.database_url,
+            "SHRK_LEDGER_PARTITIONS": str(settings.ledger_partitions),
+            "PYTHONPATH": str(ROOT),
+        },
+    )
+    log, restarts = LogFile(folder / "streams.log"), 0
+    db = await asyncpg.connect(settings.database_url)
+    try:
+        deadline_s = time.monotonic() + 60 + count / _EVENTS_PER_S_MIN
+        first: tuple[float, int] | None = None
+        while True:
+            with running(spec, log) as process:
+                while process.poll() is None:
+                    done = await db.fetchval("select coalesce(sum(next), 0)::bigint from derived.offsets")
+                    now_s = time.perf_counter()
+                    if done and first is None:
+                        first = (now_s, done)
+                    if first is not None and done >= count:
+                        seconds = max(now_s - first[0], _POLL_S)
+                        return Rate("projection into PostgreSQL", done - first[1], seconds), restarts
+                    if time.monotonic() > deadline_s:
+                        raise ChildFailed(f"streams got to {done:,} of {count:,} events: {log.last_line()}")
+                    await asyncio.sleep(_POLL_S)
+            restarts += 1  # as the supervisor of `shrk up` does it
+            if restarts > _RESTARTS_MAX:
+                raise ChildFailed(f"streams ended {restarts} times: {log.last_line()}")
+    finally:
+        await db.close()
+
+
+async def archive(settings: Settings, folder: Path) -> Rate:
+    """With its tail, so that all is in it."""
+    began_s = time.perf_counter()
+    written = await write_archive(
+        settings, folder, range_records=RANGE_RECORDS, tail=True, on_start=_nothing, on_file=_nothing
+    )
+    return Rate("archive: Kafka to Parquet", written.records, time.perf_counter() - began_s)
+
+
+async def replay_kafka(settings: Settings) -> tuple[Rate, str]:
+    """As `shrk ledger replay` does it, in one process. Returns the digest too."""
+    books, began_s = Replay(settings.ledger_partitions), time.perf_counter()
+    await read_into(books, settings, None, _nothing, _nothing)
+    return Rate("replay from Kafka", books.events, time.perf_counter() - began_s), _finished(books)
+
+
+async def replay_archive(settings: Settings, folder: Path) -> tuple[Rate, str]:
+    """The archive alone, its hashes checked."""
+    books, began_s = Replay(settings.ledger_partitions), time.perf_counter()
+    found = Archive.open(folder, settings.ledger_partitions)
+    await read_archive(books, found, found.ends(), _nothing)
+    return Rate("replay from the archive", books.events, time.perf_counter() - began_s), _finished(books)
+
+
+class Measured(NamedTuple):
+    """Every rate, how often streams had to be started again, the archive's size, the digest of both replays."""
+
+    rates: list[Rate]
+    restarts: int
+    archive_bytes: int
+    digest: str
+
+
+async def measure(count: int) -> Measured:
+    """Raises ShrkError and LedgerError."""
+    async with _servers() as (settings, folder):
+        rates = [await append(settings, count)]
+        _say(rates[-1])
+        rate, restarts = await project(settings, count, folder)
+        rates.append(rate)
+        _say(rates[-1])
+        rates.append(await archive(settings, folder / "archive"))
+        _say(rates[-1])
+        size = sum(path.stat().st_size for path in (folder / "archive").rglob("*.parquet"))
+        rate, digest = await replay_kafka(settings)
+        rates.append(rate)
+        _say(rates[-1])
+        rate, other = await replay_archive(settings, folder / "archive")
+        rates.append(rate)
+        _say(rates[-1])
+        if digest != other:
+            raise ShrkError(f"the replays do not agree: {digest} from Kafka, {other} from the archive")
+    return Measured(rates, restarts, size, digest)
+
+
+@contextlib.asynccontextmanager
+async def _servers() -> AsyncIterator[tuple[Settings, Path]]:
+    """A broker and a PostgreSQL of our own; kept, with their logs, where something failed."""
+    folder = _folder()
+    broker, postgres = Broker(folder / "kafka", ensure_jars(), find_java()), Postgres(folder / "postgres")
+    broker.prepare()
+    postgres.prepare()
+    keep = False
+    try:
+        with (
+            running(broker.spec(), LogFile(folder / "kafka.log")),
+            running(postgres.spec(), LogFile(folder / "postgres.log")),
+        ):
+            await migrate(postgres.url)
+            create_topics(broker.bootstrap, [ledger_topic(LEDGER_PARTITIONS_DEV)])
+            yield Settings(broker.bootstrap, postgres.url, LEDGER_PARTITIONS_DEV), folder
+    except Exception as error:
+        keep = True
+        print(f"bench: the logs are kept in {folder} ({type(error).__name__})", file=sys.stderr)
+        raise
+    finally:
+        for path in () if keep else (folder, *postgres.outside()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _folder() -> Path:
+    """PostgreSQL's OS user must be able to get in, and the path must be short enough for a socket."""
+    folder = Path(tempfile.mkdtemp(prefix="shrk-bench-"))
+    folder.chmod(0o711)
+    return folder
+
+
+def table(measured: Measured) -> str:
+    """Markdown: the rates, the bars of the issue, and what they mean."""
+    rates = measured.rates
+    by = {rate.what: rate.per_s for rate in rates}
+    bars = [
+        Bar("projection of 15,000 usage events/s", f"{by['projection into PostgreSQL'] / 2:,.0f}",
+            by["projection into PostgreSQL"] / 2 >= 15_000),
+        Bar("replay from Kafka of 150,000/s", f"{by['replay from Kafka']:,.0f}", by["replay from Kafka"] >= 150_000),
+        Bar("replay from the archive of 1,500,000/s", f"{by['replay from the archive']:,.0f}",
+            by["replay from the archive"] >= 1_500_000),
+    ]  # fmt: skip
+    text = markdown(
+        "The ledger", this_machine(), ("", "events", "seconds", "events/s"), [rate.cells() for rate in rates]
+    )
+    notes = [
+        f"- one half of the events are `usage.recorded`, with four postings each; {LEDGER} has "
+        f"{LEDGER_PARTITIONS_DEV} partitions",
+        f"- the archive has {measured.archive_bytes / rates[0].events:.0f} bytes an event; both replays gave digest "
+        f"{measured.digest}",
+        f"- the streams process ended and was started again {measured.restarts} times meanwhile",
+        *[bar.line() for bar in bars],
+    ]
+    return text + "\n" + "\n".join(notes) + "\n"
+
+
+def main(args: list[str]) -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m infra.bench.ledger", description="Measures the ledger here.")
+    parser.add_argument("--events", type=int, help=f"how many ({EVENTS:,})")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EVENTS:,} events: the numbers mean little")
+    parser.add_argument("--results", type=Path, help="folder of the results")
+    chosen = parser.parse_args(args)
+    count = chosen.events or (QUICK_EVENTS if chosen.quick else EVENTS)
+    if count < 1_000:
+        parser.error("--events must be 1000 or more")
+    # A smoke must not replace the results of a real run.
+    results = chosen.results or (Path(tempfile.mkdtemp(prefix="shrk-bench-results-")) if chosen.quick else RESULTS)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that everything started is stopped
+    try:
+        measured = asyncio.run(measure(count))
+    except (ShrkError, LedgerError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    text = table(measured)
+    rates = {rate.what: round(rate.per_s) for rate in measured.rates}
+    data = {"events": count, "digest": measured.digest, "streams_restarts": measured.restarts, "rates": rates}
+    write("ledger", this_machine(), text, data, results)
+    print(f"\n{text}", flush=True)
+    return 0
+
+
+def _finished(books: Replay) -> str:
+    digest = books.finish()
+    if books.broken:
+        raise ShrkError(f"the books are broken: {books.broken[0]}")
+    return digest
+
+
+def _nothing(_: int) -> None:
+    """Shows no progress: it would be measured too."""
+
+
+def _say(rate: Rate) -> None:
+    print(f"bench: {rate.what}: {rate.per_s:,.0f} events/s", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

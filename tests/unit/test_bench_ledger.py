@@ -1,0 +1,40 @@
+"""The events of the ledger's bench: valid, as many as asked for, the same every time."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.bench.ledger import Measured, Rate, synthetic, table
+from ledger.apply import step
+from ledger.books import Books
+from ledger.invariants import broken_by, broken_in, overdrawn
+from ledger.outcomes import Outcome
+from schemas.events import UsageRecorded
+
+
+@pytest.mark.parametrize("count", [1_000, 5_001])
+def test_every_event_of_the_bench_is_applied(count: int) -> None:
+    books, usages = Books(0), 0
+    many = list(synthetic(count))
+    for offset, event in enumerate(many):
+        decision = step(books, event, offset)
+        assert decision.outcome is Outcome.APPLIED
+        assert broken_by(decision) == []
+        if isinstance(event, UsageRecorded):
+            usages += 1
+            assert len(decision.postings) == 4
+    assert len(many) == count
+    assert books.opened_count - books.ended_count <= 1
+    assert abs(2 * usages + count // 20 - count) <= 1
+    assert broken_in(books) == []
+    assert overdrawn([books]) == []
+    assert many == list(synthetic(count))
+
+
+def test_the_table_judges_the_bars() -> None:
+    names = ("append to Kafka, acked", "projection into PostgreSQL", "replay from Kafka", "replay from the archive")
+    text = table(Measured([Rate(name, 1_000_000, 25.0) for name in names], 0, 50_000_000, "abc"))
+    assert "| append to Kafka, acked | 1,000,000 | 25.0 | 40,000 |" in text
+    assert "projection of 15,000 usage events/s: 20,000, **met**" in text
+    assert "replay from Kafka of 150,000/s: 40,000, **NOT met**" in text
+    assert "50 bytes an event" in text
