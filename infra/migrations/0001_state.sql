@@ -95,6 +95,7 @@ create table state.admissions (
     hold_nano     bigint not null check (hold_nano >= 0),
     hold_nano_usd bigint not null check (hold_nano_usd >= 0), -- counted against cap_day; 0 without one
     cap_day       date,
+    rate_nano_usd bigint,                                   -- of the asset at admission, for all that cap_day counts
     slot          boolean not null default true,
     owner         text not null,                            -- boot id of the ingress
     node_id       text not null,
