@@ -145,7 +145,8 @@ class Block:
 
 
 class LanePool:
-    """`announce(lanes)` is awaited after each growth, before the new lanes are leased: nodes look them up ahead.
+    """`announce(lanes)` is awaited after each growth, before the new lanes are leased: nodes look them up ahead. Where
+    it fails they are leased all the same.
 
     `on_end` is called with every task of the pool that ends: none does while all is well.
     """
@@ -241,9 +242,11 @@ class LanePool:
             raise
         self._blocks.append(block)
         self.made = first + len(lanes)
-        await self._announce(self.made)
-        for lane in lanes:
-            self._offer(lane)
+        try:
+            await self._announce(self.made)
+        finally:  # they exist and are read, whoever has heard of them
+            for lane in lanes:
+                self._offer(lane)
 
 
 def make_lanes(bootstrap: str, boot_id: str, first: int, count: int) -> None:
