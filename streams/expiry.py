@@ -221,7 +221,8 @@ class Expiry:
                 consumer.assign([place])
                 consumer.seek(place, row["lane_offset"])
                 end = (await consumer.end_offsets([place]))[place]
-                at = row["lane_offset"]
+                # Records may have outlived their retention; waiting for those would stop every sweep here.
+                at = max(row["lane_offset"], (await consumer.beginning_offsets([place]))[place])
                 while at < end:
                     for record in (await consumer.getmany(place, timeout_ms=500)).get(place, []):
                         at = record.offset + 1
