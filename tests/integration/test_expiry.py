@@ -214,6 +214,24 @@ async def test_c3_the_request_of_a_living_owner_is_left_alone(world: World) -> N
     assert (await world.request(rid))["status"] == "open"
 
 
+async def test_c3_an_adoption_that_did_not_win_is_followed_by_nothing(world: World) -> None:
+    """The owner's end stands in the log, unread, when the sweep begins: its job is not cancelled, nor ended again."""
+    rid = await world.admit()
+    await world.writer.append(accepted(rid, W))
+    async with world.projecting():
+        await world.settled()
+    await world.writer.append(usage(rid, 5, W))
+    async with world.expiry() as expiry:
+        sweep = asyncio.create_task(expiry.sweep())
+        async with world.projecting():
+            await sweep
+            await world.settled()
+    row = await world.request(rid)
+    assert (row["status"], row["how"], row["owner_epoch"]) == ("charged", "stop", 1)
+    rejected = await world.db.fetch("select type, code from derived.rejections")
+    assert [tuple(r) for r in rejected] == [("request.adopted", "already_ended")]
+
+
 async def test_c1_an_admission_without_an_accept_is_closed_behind_it(world: World) -> None:
     old, young = await world.admit(age_s=20), await world.admit(age_s=8)
     async with world.projecting(), world.expiry() as expiry:
