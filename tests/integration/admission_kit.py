@@ -21,7 +21,7 @@ RATE = 10**9
 
 async def prepare(db: Any) -> None:
     """A rate, a living ingress, and admission open."""
-    await db.execute("insert into state.rates values ('SHIVER', $1, 'test')", RATE)
+    await db.execute("update state.rates set nano_usd = $1 where asset = 'SHIVER'", RATE)
     await add_ingress(db, BOOT)
     assert await db.fetchval("select state.open_admission(state.server_id())") == 0
 
