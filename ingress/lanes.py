@@ -23,6 +23,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from ingress.turns import turn
 from schemas import topics
 
 log = logging.getLogger(__name__)
@@ -196,15 +197,7 @@ class LanePool:
             return lane
         future: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            return future.result() if future.done() and not future.cancelled() else None
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.release(future.result())
-            raise
+        return await turn(future, timeout_s, self.release)
 
     def release(self, lane: Lane) -> None:
         """Give a lane back. Late records of its request are strays to the next one."""
