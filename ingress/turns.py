@@ -1,4 +1,4 @@
-"""Waiting in line for something that is handed over, so that nothing is lost between the giver and a waiter that leaves."""
+"""Waiting in line for something that is handed over: nothing is lost between the giver and a waiter that leaves."""
 
 from __future__ import annotations
 
