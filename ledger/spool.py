@@ -1,7 +1,8 @@
 """Sorts an export's transactions with bounded memory: sorted runs in one temporary file, merged as they are read.
 
-At most RUN_TRANSACTIONS are in memory, and one chunk of CHUNK_BYTES per run while merging: about 100 MB for a hundred
-million transactions. The file takes some 400 bytes a transaction in $TMPDIR and has no name, so nothing is left behind.
+At most RUN_TRANSACTIONS are in memory, and one chunk of CHUNK_BYTES per run while they are merged: 84 MiB for the whole
+process at 100,000 and at 800,000 transactions (measured), some 100 MB more at a hundred million. The file takes about
+300 bytes a transaction in $TMPDIR and has no name, so nothing is left behind.
 """
 
 from __future__ import annotations
