@@ -1,25 +1,22 @@
-"""`shrk ledger`: replay the log, show the entries of a request; the other commands are in `commands_*.py`."""
+"""`shrk ledger`: replay the log, show the entries of a request; export it (commands_exports.py)."""
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from ledger import commands_exports
-from ledger.compare import DATABASE_ERRORS, Comparison, connected
-from ledger.console import read_log, settings_of
+from ledger.compare import Comparison, connected
+from ledger.console import bar, run_shell, settings_of
 from ledger.invariants import overdrawn
-from ledger.log import LedgerError
 from ledger.money import format_amount
 from ledger.outcomes import MEANINGS, Outcome
-from ledger.replay import Replay
+from ledger.replay import Replay, read_into
 from schemas.settings import Settings
 
-T = TypeVar("T")
 _REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
@@ -40,7 +37,7 @@ def replay(ctx: click.Context, compare: bool) -> None:
     Exits 1 where an invariant does not hold, or the log cannot be read to its end.
     """
     settings = settings_of(ctx)
-    sound = _run(_compare(settings) if compare else _replay(settings))
+    sound = run_shell(_compare(settings) if compare else _replay(settings))
     if not sound:
         ctx.exit(1)
 
@@ -56,21 +53,13 @@ def entries(ctx: click.Context, request_id: str) -> None:
     match = _REQUEST_ID.fullmatch(request_id.strip())
     if match is None:
         raise click.BadParameter(f"{request_id!r} is no request id", ctx, param_hint="REQUEST_ID")
-    _run(_entries(settings_of(ctx), match[1]))
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except LedgerError as error:
-        raise click.ClickException(str(error)) from error
-    except DATABASE_ERRORS as error:
-        raise click.ClickException(f"PostgreSQL does not answer: {str(error) or type(error).__name__}") from error
+    run_shell(_entries(settings_of(ctx), match[1]))
 
 
 async def _replay(settings: Settings) -> bool:
     books = Replay(settings.ledger_partitions)
-    await read_log(books, settings, None)
+    with bar("Replaying") as (started, more):
+        await read_into(books, settings, None, started, more)
     return _report(books)
 
 
@@ -78,7 +67,8 @@ async def _compare(settings: Settings) -> bool:
     books = Replay(settings.ledger_partitions, remember=True)
     async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
-        await read_log(books, settings, await comparison.ends(), comparison.batch)
+        with bar("Replaying") as (started, more):
+            await read_into(books, settings, await comparison.ends(), started, more, comparison.batch)
         await comparison.books(books)
     sound = _report(books)
     if not comparison.differences:

@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from ledger.books import provider_account, wallet_account
-from ledger.console import read_log, settings_of
+from ledger.console import bar, settings_of
 from ledger.decide import Decision
 from ledger.exports.beancount import Beancount
 from ledger.exports.csvs import Csv
@@ -28,7 +28,7 @@ from ledger.exports.transactions import ExportError, Head, Tally, format_cut, tr
 from ledger.exports.write import Form, export
 from ledger.log import LedgerError, cached_partition_of
 from ledger.reader import LedgerReader, Record
-from ledger.replay import Replay
+from ledger.replay import Listener, Replay, read_into
 from ledger.spool import Spool
 from ledger.statements import Statement, StatementBuilder
 from schemas.events import Event
@@ -95,9 +95,9 @@ def statement_command(ctx: click.Context, wallet: str | None, provider: str | No
     """
     if (wallet is None) == (provider is None):
         raise click.UsageError("give --wallet or --provider", ctx)
-    subject = wallet or provider or ""
+    subject, option = (provider or "", "--provider") if wallet is None else (wallet, "--wallet")
     if not _ID.fullmatch(subject):
-        raise click.BadParameter(f"{subject!r} is no id", ctx, param_hint="--wallet" if wallet else "--provider")
+        raise click.BadParameter(f"{subject!r} is no id", ctx, param_hint=option)
     account = provider_account(subject) if wallet is None else wallet_account(subject)
     builder = _parsed(ctx, "--month", lambda text: StatementBuilder(account, text), month)
     settings = settings_of(ctx)
@@ -123,7 +123,7 @@ async def _collect(settings: Settings, ends: dict[int, int] | None, until_day: i
             if end > found.get(partition, 0):
                 raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
     replay = Replay(settings.ledger_partitions)
-    await read_log(replay, settings, ends, listen)
+    await _read(replay, settings, ends, listen)
     digest = _finished(replay)
     if until_day is not None:
         return Head(tally.next_offsets, None, until_day, tally)
@@ -144,9 +144,14 @@ async def _build(settings: Settings, builder: StatementBuilder, wallet: str | No
         partition = cached_partition_of(wallet.encode(), settings.ledger_partitions)
         ends = {partition: ends.get(partition, 0)}
     replay = Replay(settings.ledger_partitions)
-    await read_log(replay, settings, ends, listen)
+    await _read(replay, settings, ends, listen)
     _finished(replay)
     return builder.finish(ends, _balances(replay))
+
+
+async def _read(replay: Replay, settings: Settings, ends: dict[int, int] | None, listener: Listener) -> None:
+    with bar("Replaying") as (started, more):
+        await read_into(replay, settings, ends, started, more, listener)
 
 
 async def _ends(settings: Settings) -> dict[int, int]:

@@ -1,15 +1,20 @@
-"""What the commands of the ledger share: where Kafka and PostgreSQL are, and a replay with a progress bar."""
+"""What the commands of `shrk ledger` share: settings, running, the bar, errors as one line."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import click
 
-from ledger.replay import Listener, Replay, read_into
+from ledger.compare import DATABASE_ERRORS
+from ledger.log import LedgerError
 from schemas.settings import Settings
+
+T = TypeVar("T")
 
 
 def settings_of(ctx: click.Context) -> Settings:
@@ -22,14 +27,23 @@ def settings_of(ctx: click.Context) -> Settings:
         raise click.ClickException(str(error)) from None
 
 
-async def read_log(
-    replay: Replay, settings: Settings, ends: Mapping[int, int] | None, listener: Listener | None = None
-) -> None:
-    """`read_into` with a bar on stderr. Raises LedgerError."""
-    bar: Any = click.progressbar(length=1, label="Replaying", file=click.get_text_stream("stderr"))
+def run_shell(work: Coroutine[Any, Any, T]) -> T:
+    """Runs it; what is known to go wrong is one line and exit 1."""
+    try:
+        return asyncio.run(work)
+    except LedgerError as error:
+        raise click.ClickException(str(error)) from error
+    except DATABASE_ERRORS as error:
+        raise click.ClickException(f"PostgreSQL does not answer: {str(error) or type(error).__name__}") from error
+
+
+@contextmanager
+def bar(label: str) -> Generator[tuple[Callable[[int], None], Callable[[int], None]], None, None]:
+    """A progress bar on stderr: one function to say how much there will be, one how much more was done."""
+    shown: Any = click.progressbar(length=1, label=label, file=click.get_text_stream("stderr"))
 
     def started(total: int) -> None:
-        bar.length = total
+        shown.length = total
 
-    with bar:
-        await read_into(replay, settings, ends, started, bar.update, listener)
+    with shown:
+        yield started, shown.update

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ledger.exports.dates import iso_day, iso_time
-from ledger.exports.names import commodity, plain, to_hledger
+from ledger.exports.names import EQUITY_HEADS, commodity, plain, to_hledger
 from ledger.exports.transactions import Balance, Head, Transaction, format_cut
 
 
@@ -22,7 +22,7 @@ class Hledger:
             top = name.partition(":")[0]
             if top not in declared:
                 declared.add(top)
-                lines.append(f"account {top}  ; type:{'E' if top == 'world' else 'A'}")
+                lines.append(f"account {top}  ; type:{'E' if top in EQUITY_HEADS else 'A'}")
             if name not in declared:
                 declared.add(name)
                 lines.append(f"account {name}")

@@ -2,12 +2,12 @@
 
 hledger     the account's own name; in what follows the first colon, `:` becomes `%3A` (and `%` `%25`), because there
             a colon would begin a sub-account: `wallet:a:b` is `wallet:a%3Ab`.
-beancount   `Root:Head:Rest`. Root is `Equity` for `world`, where everything came from, else `Assets`. Head and Rest are
-            what stands before and after the first colon, Rest `Own` where there is no colon: beancount's assertions
-            include sub-accounts, so no account may have any. In both, ASCII letters and digits stand for themselves,
-            `-` is `--`, any other byte `-` and two hexadecimal digits; then an initial small letter becomes a capital
-            one, and anything else (and `own` itself) gets `0-` before it. `wallet:acme_1` is `Assets:Wallet:Acme-5f1`,
-            `platform` is `Assets:Platform:Own`, `wallet:Acme` is `Assets:Wallet:0-Acme`.
+beancount   `Root:Head:Rest`. Root is `Equity` for EQUITY_HEADS, else `Assets`. Head and Rest are what stands before and
+            after the first colon, Rest `Own` where there is no colon: beancount's assertions include sub-accounts, so
+            no account may have any. In both, ASCII letters and digits stand for themselves, `-` is `--`, any other
+            byte `-` and two hexadecimal digits; then an initial small letter becomes a capital one, and anything else
+            (and `own` itself) gets `0-` before it. `wallet:acme_1` is `Assets:Wallet:Acme-5f1`, `platform` is
+            `Assets:Platform:Own`, `wallet:Acme` is `Assets:Wallet:0-Acme`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from __future__ import annotations
 import re
 from urllib.parse import quote, unquote
 
-_EQUITY_HEAD = "world"
+#: Accounts for the other side of what comes from outside the network, or is corrected; all others are somebody's.
+EQUITY_HEADS = ("world", "adjustments")
 _OWN = "Own"
 _PIECE = re.compile(r"-(-|[0-9a-f]{2})|([A-Za-z0-9])")
 _SAFE = " :/+=@#&"
@@ -41,7 +42,7 @@ def from_hledger(name: str) -> str:
 def to_beancount(account: str) -> str:
     """The name of an account in beancount."""
     head, colon, rest = account.partition(":")
-    root = "Equity" if head == _EQUITY_HEAD else "Assets"
+    root = "Equity" if head in EQUITY_HEADS else "Assets"
     return f"{root}:{_component(head)}:{_component(rest) if colon else _OWN}"
 
 

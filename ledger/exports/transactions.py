@@ -21,6 +21,7 @@ TAGS: dict[str, str] = {
     "ref": "external_ref",
     "reason": "reason",
     "operator": "operator",
+    "approver": "approver",
     "how": "how",
     "model": "model",
 }

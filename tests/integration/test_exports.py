@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -23,6 +24,7 @@ from test_replay import P, append_all, shrk
 
 from ledger.reader import LedgerReader
 from ledger.replay import Replay
+from ledger.spool import Spool
 from schemas.events import Event, Segment
 from schemas.ids import uuid7, uuid7_ms
 
@@ -215,6 +217,21 @@ async def test_errors_are_one_line(ledger_log: str, arguments: list[str], code: 
     assert done.exit_code == code, done.output
     assert text in done.output.splitlines()[-1]
     assert done.stdout == ""
+
+
+async def test_a_full_disk_is_one_line_and_leaves_no_file(
+    ledger_log: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    await append_all(ledger_log, [credited("w1")])
+    monkeypatch.setattr(Spool, "add", full)
+    out = tmp_path / "x.csv"
+    done = await shrk(ledger_log, NO_DATABASE, "export", "--format", "csv", "--out", str(out))
+    assert done.exit_code == 1
+    assert done.output.splitlines()[-1].endswith("nothing was written: [Errno 28] No space left on device")
+    assert names_in(tmp_path) == []
 
 
 async def test_without_a_log_an_export_says_so(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from ledger.spool import Spool
 FORMS = [(Hledger(), "export.journal"), (Beancount(), "export.beancount"), (Csv(), "export.csv")]
 IDS = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}", fullmatch=True)
 ODD_IDS = ["own", "Own", "0-x", "-2d", "a:", "x%3Ay"]
-SHARED = ["burn", "platform", "platform:sandbox", "platform:losses", "world"]
+SHARED = ["burn", "platform", "platform:sandbox", "platform:losses", "world", "adjustments", "burn:pending"]
 HEADS = st.sampled_from(["wallet", "provider"])
 ACCOUNTS = st.sampled_from(SHARED) | st.builds("{}:{}".format, HEADS, IDS | st.sampled_from(ODD_IDS))
 BEANCOUNT_ACCOUNT = re.compile(r"(Assets|Equity)(:[A-Z0-9][A-Za-z0-9-]*){2}")
