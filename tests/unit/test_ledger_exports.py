@@ -20,7 +20,7 @@ from exports_kit import (
     small_log,
     transactions_of,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger import exports
@@ -120,6 +120,11 @@ def test_a_name_that_is_not_ours_is_refused(name: str) -> None:
         from_beancount(name)
 
 
+@example("an end ")
+@example(" ")
+@example("=1+1")
+@example("-")
+@example("a\r\nb\t\x00")
 @given(st.text(alphabet=st.characters(codec="utf-8"), max_size=30))
 def test_free_text_is_harmless_and_comes_back(text: str) -> None:
     safe = plain(text)
