@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("infra.commands.doctor:doctor", "What is wrong, and what to do about it."),
     "keys": ("infra.commands.keys:keys", "Create, list and revoke API keys."),
     "wallet": ("infra.commands.wallet:wallet", "Create, show and credit wallets."),
-    "ledger": ("ledger.commands:group", "Replay the log, show entries."),
+    "ledger": ("ledger.commands:group", "Replay the log, show entries, export, make statements."),
 }
 """Name: where its click command is ("module:attribute"), and the line for it in the help."""
 

@@ -1,30 +1,31 @@
-"""`shrk ledger`: replay the log, show the entries of a request."""
+"""`shrk ledger`: replay the log, show the entries of a request; export it (commands_exports.py)."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import re
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from ledger.compare import DATABASE_ERRORS, Comparison, connected
+from ledger import commands_exports
+from ledger.compare import Comparison, connected
+from ledger.console import bar, run_shell, settings_of
 from ledger.invariants import overdrawn
-from ledger.log import LedgerError
 from ledger.money import format_amount
 from ledger.outcomes import MEANINGS, Outcome
 from ledger.replay import Replay, read_into
 from schemas.settings import Settings
 
-T = TypeVar("T")
 _REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
 @click.group("ledger")
 def group() -> None:
-    """Replay the log of facts, show the entries of a request."""
+    """Replay the log of facts, show the entries of a request, export the books, make statements."""
+
+
+commands_exports.register(group)
 
 
 @group.command()
@@ -35,8 +36,8 @@ def replay(ctx: click.Context, compare: bool) -> None:
 
     Exits 1 where an invariant does not hold, or the log cannot be read to its end.
     """
-    settings = _settings(ctx)
-    sound = _run(_compare(settings) if compare else _replay(settings))
+    settings = settings_of(ctx)
+    sound = run_shell(_compare(settings) if compare else _replay(settings))
     if not sound:
         ctx.exit(1)
 
@@ -52,31 +53,13 @@ def entries(ctx: click.Context, request_id: str) -> None:
     match = _REQUEST_ID.fullmatch(request_id.strip())
     if match is None:
         raise click.BadParameter(f"{request_id!r} is no request id", ctx, param_hint="REQUEST_ID")
-    _run(_entries(_settings(ctx), match[1]))
-
-
-def _settings(ctx: click.Context) -> Settings:
-    """What the program around us knows (`shrk` knows the stack that runs here), else the environment."""
-    found: object = ctx.find_root().obj
-    environ = cast("Callable[[], dict[str, str]]", found)() if callable(found) else dict(os.environ)
-    try:
-        return Settings.from_environment(environ)
-    except SystemExit as error:
-        raise click.ClickException(str(error)) from None
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return asyncio.run(work)
-    except LedgerError as error:
-        raise click.ClickException(str(error)) from error
-    except DATABASE_ERRORS as error:
-        raise click.ClickException(f"PostgreSQL does not answer: {str(error) or type(error).__name__}") from error
+    run_shell(_entries(settings_of(ctx), match[1]))
 
 
 async def _replay(settings: Settings) -> bool:
     books = Replay(settings.ledger_partitions)
-    await _read(books, settings, None, None)
+    with bar("Replaying") as (started, more):
+        await read_into(books, settings, None, started, more)
     return _report(books)
 
 
@@ -84,7 +67,8 @@ async def _compare(settings: Settings) -> bool:
     books = Replay(settings.ledger_partitions, remember=True)
     async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
-        await _read(books, settings, await comparison.ends(), comparison)
+        with bar("Replaying") as (started, more):
+            await read_into(books, settings, await comparison.ends(), started, more, comparison.batch)
         await comparison.books(books)
     sound = _report(books)
     if not comparison.differences:
@@ -95,17 +79,6 @@ async def _compare(settings: Settings) -> bool:
     for difference in comparison.differences:
         click.echo(f"  {difference}", err=True)
     return False
-
-
-async def _read(books: Replay, settings: Settings, ends: dict[int, int] | None, comparison: Comparison | None) -> None:
-    bar: Any = click.progressbar(length=1, label="Replaying", file=click.get_text_stream("stderr"))
-
-    def started(total: int) -> None:
-        bar.length = total
-
-    listener = None if comparison is None else comparison.batch
-    with bar:
-        await read_into(books, settings, ends, started, bar.update, listener)
 
 
 def _report(books: Replay) -> bool:
