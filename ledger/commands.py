@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import click
 
+from ledger.commands_rules import rules
 from ledger.compare import DATABASE_ERRORS, Comparison, connected
 from ledger.invariants import overdrawn
 from ledger.log import LedgerError
@@ -25,6 +26,9 @@ _REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f
 @click.group("ledger")
 def group() -> None:
     """Replay the log of facts, show the entries of a request."""
+
+
+group.add_command(rules)
 
 
 @group.command()
