@@ -5,7 +5,7 @@ from typing import Any
 
 from infra.accounts import Append
 from infra.errors import Unreachable
-from schemas.events import WalletCredited, dump
+from schemas.events import Event, dump
 from schemas.topics import LEDGER, partition_of
 
 _TIMEOUT_S = 15.0
@@ -16,13 +16,13 @@ def appending(kafka: str, ledger_partitions: int) -> Append:
     may have been appended all the same, and repeating it is harmless.
     """
 
-    async def append(event: WalletCredited) -> None:
+    async def append(event: Event) -> None:
         await asyncio.to_thread(_append, kafka, ledger_partitions, event)
 
     return append
 
 
-def _append(kafka: str, ledger_partitions: int, event: WalletCredited) -> None:
+def _append(kafka: str, ledger_partitions: int, event: Event) -> None:
     from confluent_kafka import KafkaException, Producer
 
     failures: list[Any] = []
@@ -41,7 +41,7 @@ def _append(kafka: str, ledger_partitions: int, event: WalletCredited) -> None:
             "log_level": 0,
         }
     )
-    key = event.wallet.encode()
+    key = event.key.encode()
     try:
         producer.produce(
             LEDGER, value=dump(event), key=key, partition=partition_of(key, ledger_partitions), on_delivery=done

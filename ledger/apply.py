@@ -5,7 +5,7 @@ from __future__ import annotations
 from ledger.books import OPEN, Account, Books
 from ledger.decide import Decision, decide
 from ledger.outcomes import Outcome
-from schemas.events import Event, WalletCredited
+from schemas.events import AdjustmentPosted, Event, RequestEvent, WalletCredited
 
 
 def apply(books: Books, event: Event, offset: int, decision: Decision) -> None:
@@ -23,12 +23,9 @@ def apply(books: Books, event: Event, offset: int, decision: Decision) -> None:
             row = accounts[account, asset] = Account()
         row.balance_nano += amount_nano
         row.entries += 1
-    if isinstance(event, WalletCredited):
-        if decision.credit is not None:
-            books.credits[event.wallet, event.external_ref] = decision.credit
-        return
     request = decision.request
-    if request is None:
+    if request is None or not isinstance(event, RequestEvent):
+        _remember_ref(books, event, decision)
         return
     before = books.requests.get(event.request_id)
     books.requests[event.request_id] = request
@@ -36,6 +33,13 @@ def apply(books: Books, event: Event, offset: int, decision: Decision) -> None:
         books.opened_count += before is None
     else:
         books.ended_count += before is not None
+
+
+def _remember_ref(books: Books, event: Event, decision: Decision) -> None:
+    if isinstance(event, WalletCredited) and decision.credit is not None:
+        books.credits[event.wallet, event.external_ref] = decision.credit
+    elif isinstance(event, AdjustmentPosted) and decision.adjustment is not None:
+        books.adjustments[event.wallet, event.external_ref] = decision.adjustment
 
 
 def step(books: Books, event: Event, offset: int) -> Decision:

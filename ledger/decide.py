@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ledger.books import (
+    ADJUSTMENTS,
     BURN,
     CHARGED,
     DAY_MS,
@@ -15,6 +16,7 @@ from ledger.books import (
     OPEN,
     PLATFORM,
     WORLD,
+    Adjustment,
     Books,
     Credit,
     Posting,
@@ -24,13 +26,16 @@ from ledger.books import (
 )
 from ledger.money import cost_nano
 from ledger.outcomes import Outcome
-from ledger.rules import LOSSES, SANDBOX, TABLES, Pays, delivered_tokens, who_pays
+from ledger.rules import LOSSES, SANDBOX, TABLES, Pays, approved, delivered_tokens, who_pays
 from ledger.split import split
 from schemas.events import (
+    AdjustmentPosted,
+    BalanceAsserted,
     Event,
     ModelPrice,
     RequestAccepted,
     RequestAdopted,
+    RequestEvent,
     RequestFailed,
     Segment,
     UsageRecorded,
@@ -43,7 +48,7 @@ class Decision(NamedTuple):
     """What an event comes to. Only an applied one carries changes.
 
     `released_nano` is not None where the id is closed for good, now or before: its admission may go, and its accepted
-    payer was charged that much.
+    payer was charged that much. `contradiction` is what an assertion finds wrong with the books, in words.
     """
 
     outcome: Outcome
@@ -51,6 +56,8 @@ class Decision(NamedTuple):
     request: Request | None = None
     credit: Credit | None = None
     released_nano: int | None = None
+    adjustment: Adjustment | None = None
+    contradiction: str = ""
 
 
 _DUPLICATE = Decision(Outcome.DUPLICATE)
@@ -64,12 +71,14 @@ _TOO_OLD = Decision(Outcome.TOO_OLD, released_nano=0)
 _UNKNOWN_RULES = Decision(Outcome.UNKNOWN_RULES)
 _WRONG_PAYER = Decision(Outcome.WRONG_PAYER)
 _UNKNOWN_REQUEST = Decision(Outcome.UNKNOWN_REQUEST)
+_NEEDS_APPROVAL = Decision(Outcome.NEEDS_APPROVAL)
+_FACT = Decision(Outcome.APPLIED)
 
 
 def decide(books: Books, event: Event, offset: int) -> Decision:
     """What `event` at `offset` of the partition of `books` comes to. Changes nothing."""
-    if isinstance(event, WalletCredited):
-        return _credit(books, event, offset)
+    if not isinstance(event, RequestEvent):
+        return _decide_other(books, event, offset)
     request = books.requests.get(event.request_id)
     if request is not None and request.status == OPEN:
         if request.wallet_id != event.wallet:
@@ -110,6 +119,39 @@ def request_of(event: RequestAccepted) -> Request:
         event.owner,
         event.at_ms,
         event.prices[0].model,
+    )
+
+
+def _decide_other(books: Books, event: WalletCredited | AdjustmentPosted | BalanceAsserted, offset: int) -> Decision:
+    if isinstance(event, WalletCredited):
+        return _credit(books, event, offset)
+    if isinstance(event, AdjustmentPosted):
+        return _adjust(books, event, offset)
+    return _assert(books, event)
+
+
+def _adjust(books: Books, event: AdjustmentPosted, offset: int) -> Decision:
+    before = books.adjustments.get((event.wallet, event.external_ref))
+    if before is not None:
+        same = before.asset == event.asset and before.amount_nano == event.amount_nano
+        return _DUPLICATE if same else _CONFLICT
+    if not approved(event):
+        return _NEEDS_APPROVAL
+    postings = (
+        Posting(ADJUSTMENTS, event.asset, -event.amount_nano),
+        Posting(wallet_account(event.wallet), event.asset, event.amount_nano),
+    )
+    kept = Adjustment(event.asset, event.amount_nano, event.reason, event.operator, event.approver, offset)
+    return Decision(Outcome.APPLIED, postings, adjustment=kept)
+
+
+def _assert(books: Books, event: BalanceAsserted) -> Decision:
+    has_nano = books.balance_nano(wallet_account(event.wallet), event.asset)
+    if has_nano == event.amount_nano:
+        return _FACT
+    return Decision(
+        Outcome.ASSERTION_FAILED,
+        contradiction=f"wallet {event.wallet} has {has_nano} nano {event.asset} where {event.amount_nano} is asserted",
     )
 
 

@@ -11,10 +11,15 @@ from ledger.split import BURN_DIVISOR, PROVIDERS_PERCENT
 
 
 def broken_by(decision: Decision) -> list[str]:
-    """What one decision breaks: the sums of a transaction, the shares of a charge, the silence of a rejection."""
+    """What one decision breaks: the sums of a transaction, the shares of a charge, the silence of a rejection; or the
+    books before it, where it asserts a balance that they do not have.
+    """
     if decision.outcome is not Outcome.APPLIED:
-        changes = bool(decision.postings) or decision.request is not None or decision.credit is not None
-        return [f"a rejected event ({decision.outcome}) changes the books"] if changes else []
+        refs = (decision.request, decision.credit, decision.adjustment)
+        wrong = [decision.contradiction] if decision.contradiction else []
+        if decision.postings or any(ref is not None for ref in refs):
+            wrong.append(f"a rejected event ({decision.outcome}) changes the books")
+        return wrong
     wrong = list[str]()
     sums: dict[str, int] = {}
     for posting in decision.postings:

@@ -12,13 +12,17 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-from ledger.money import cost_nano
-from schemas.events import How, ModelPrice, UsageRecorded
+from ledger.money import NANO, cost_nano
+from schemas.events import AdjustmentPosted, Asset, How, ModelPrice, UsageRecorded
 
 RULES_VERSION = 1
 
 SANDBOX = "platform:sandbox"
 LOSSES = "platform:losses"
+
+#: Corrections up to this, either way, need one person; above it two. It belongs to version 1 of `adjustment.posted`:
+#: another limit comes with another version of the event, so that what stands in the log comes to the same for ever.
+APPROVAL_ABOVE_NANO: dict[Asset, int] = {"SHIVER": 10_000 * NANO, "USDC": 1_000 * NANO}
 
 
 class Pays(Enum):
@@ -75,6 +79,13 @@ def billing_table(rules_version: int) -> list[Row]:
     """The table for people, a row for each way to end. Raises KeyError for a version that is not ours."""
     table = TABLES[rules_version]
     return [Row(how.value, PAYERS[table[how]], ENDINGS[how]) for how in How]
+
+
+def approved(event: AdjustmentPosted) -> bool:
+    """Whether enough people stand behind a correction of this size."""
+    if abs(event.amount_nano) <= APPROVAL_ABOVE_NANO[event.asset]:
+        return True
+    return event.approver is not None and event.approver != event.operator
 
 
 def delivered_tokens(event: UsageRecorded) -> int:

@@ -2,7 +2,7 @@
 
 Every event is a frozen model with a stable `type` and `version`; a field that is not named here is refused, and so is a
 value of another type (a float for an amount, say). Money is `int` in nano units (1e-9) of `asset`; times are
-milliseconds since 1970 in UTC. The Kafka key of a record is the event's `wallet`.
+milliseconds since 1970 in UTC. The Kafka key of a record is the event's `key`.
 
 An event is an *input* to `ledger.decide`, in replay too: that it stands in the log does not mean that it had an effect.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 AMOUNT_NANO_MAX = 10**18
 TOKENS_MAX = 10**9
@@ -23,6 +23,7 @@ Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}$")]
 RequestId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 AmountNano = Annotated[int, Field(ge=0, le=AMOUNT_NANO_MAX)]
+SignedNano = Annotated[int, Field(ge=-AMOUNT_NANO_MAX, le=AMOUNT_NANO_MAX)]
 Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 TimeMs = Annotated[int, Field(ge=0, le=2**53)]
 Epoch = Annotated[int, Field(ge=1, le=10**6)]
@@ -52,6 +53,15 @@ class _Event(BaseModel):
     wallet: Id
     at_ms: TimeMs
 
+    @property
+    def key(self) -> str:
+        """The record's key, which decides its partition: all that concerns a wallet stands in one order."""
+        return self.wallet
+
+
+class RequestEvent(_Event):
+    """The kind of events that are about a request, and have its `request_id`."""
+
 
 class WalletCredited(_Event):
     """A top-up, deposit or grant. `external_ref` makes it idempotent: it counts once per wallet."""
@@ -75,7 +85,7 @@ class ModelPrice(BaseModel):
     image_factor: Annotated[int, Field(ge=1, le=100)] = 2
 
 
-class RequestAccepted(_Event):
+class RequestAccepted(RequestEvent):
     """A hold is open and the job goes out with it. Prices and rules are fixed here for the request's whole life."""
 
     type: Literal["request.accepted"] = "request.accepted"
@@ -91,7 +101,7 @@ class RequestAccepted(_Event):
     payer: Id  # the account: "wallet:<id>" or "platform:sandbox"
 
 
-class RequestAdopted(_Event):
+class RequestAdopted(RequestEvent):
     """Another process owns the request now; ends signed with a lower epoch no longer count."""
 
     type: Literal["request.adopted"] = "request.adopted"
@@ -112,7 +122,7 @@ class Segment(BaseModel):
     receipt: str | None = None
 
 
-class UsageRecorded(_Event):
+class UsageRecorded(RequestEvent):
     """The request ended and these tokens were delivered."""
 
     type: Literal["usage.recorded"] = "usage.recorded"
@@ -125,7 +135,7 @@ class UsageRecorded(_Event):
     segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=SEGMENTS_MAX)]
 
 
-class RequestFailed(_Event):
+class RequestFailed(RequestEvent):
     """The request ended with nothing to pay. For an id that the log has not seen it is valid too, and closes it."""
 
     type: Literal["request.failed"] = "request.failed"
@@ -135,8 +145,46 @@ class RequestFailed(_Event):
     detail: Annotated[str, Field(max_length=200)] = ""
 
 
+class AdjustmentPosted(_Event):
+    """A correction by hand: a new entry, since nothing that stands in the log is ever edited.
+
+    `external_ref` makes it idempotent, as a credit's does; the two kinds of references are apart. Above
+    `ledger.rules.APPROVAL_ABOVE_NANO` another person than the operator must have approved it.
+    """
+
+    type: Literal["adjustment.posted"] = "adjustment.posted"
+    asset: Asset
+    amount_nano: SignedNano  # what the wallet gets, or loses where it is below zero
+    reason: Name
+    operator: Name
+    external_ref: Name
+    approver: Name | None = None
+
+    @field_validator("amount_nano")
+    @classmethod
+    def _moves_something(cls, amount_nano: int) -> int:
+        if amount_nano == 0:
+            raise ValueError("an adjustment of nothing")
+        return amount_nano
+
+
+class BalanceAsserted(_Event):
+    """What the wallet has at this point of its partition. Where it has not, replay says so loudly; nothing changes."""
+
+    type: Literal["balance.asserted"] = "balance.asserted"
+    asset: Asset
+    amount_nano: SignedNano
+
+
 Event = Annotated[
-    WalletCredited | RequestAccepted | RequestAdopted | UsageRecorded | RequestFailed, Field(discriminator="type")
+    WalletCredited
+    | RequestAccepted
+    | RequestAdopted
+    | UsageRecorded
+    | RequestFailed
+    | AdjustmentPosted
+    | BalanceAsserted,
+    Field(discriminator="type"),
 ]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
@@ -155,6 +203,11 @@ def parse(value: bytes) -> Event:
             for e in error.errors(include_input=False, include_url=False)
         )
         raise UnreadableEvent(f"not a known event: {places}") from None
+
+
+def request_id_of(event: Event) -> str | None:
+    """The request that the event is about."""
+    return event.request_id if isinstance(event, RequestEvent) else None
 
 
 def dump(event: Event) -> bytes:

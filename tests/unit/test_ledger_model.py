@@ -19,11 +19,14 @@ from ledger.invariants import broken_by, broken_in
 from ledger.outcomes import Outcome
 from ledger.split import apportion, split
 from schemas.events import (
+    AdjustmentPosted,
+    BalanceAsserted,
     Event,
     How,
     ModelPrice,
     RequestAccepted,
     RequestAdopted,
+    RequestEvent,
     RequestFailed,
     Segment,
     UsageRecorded,
@@ -54,7 +57,11 @@ class Naive:
                     same = (old.asset, old.amount_nano) == (event.asset, event.amount_nano)
                     return Outcome.DUPLICATE if same else Outcome.CONFLICT
             return Outcome.APPLIED
-        life = [e for e in self.applied if not isinstance(e, WalletCredited) and e.request_id == event.request_id]
+        if isinstance(event, AdjustmentPosted):
+            return self.adjustment(event)
+        if isinstance(event, BalanceAsserted):
+            return Outcome.APPLIED if event.amount_nano == self.has(event.wallet) else Outcome.ASSERTION_FAILED
+        life = [e for e in self.applied if isinstance(e, RequestEvent) and e.request_id == event.request_id]
         if life and not isinstance(life[-1], UsageRecorded | RequestFailed):
             return self.while_open(life, event)
         if uuid7_ms(event.request_id) < max((e.at_ms for e in self.applied), default=0) - DAY_MS:
@@ -62,6 +69,25 @@ class Naive:
         if life:
             return Outcome.ALREADY_ENDED
         return Outcome.APPLIED if isinstance(event, RequestAccepted | RequestFailed) else Outcome.UNKNOWN_REQUEST
+
+    def adjustment(self, event: AdjustmentPosted) -> Outcome:
+        for old in self.applied:
+            if isinstance(old, AdjustmentPosted) and (old.wallet, old.external_ref) == (
+                event.wallet,
+                event.external_ref,
+            ):
+                return Outcome.DUPLICATE if old.amount_nano == event.amount_nano else Outcome.CONFLICT
+        alone = event.approver in (None, event.operator)
+        return Outcome.NEEDS_APPROVAL if abs(event.amount_nano) > 10_000 * 10**9 and alone else Outcome.APPLIED
+
+    def has(self, wallet: str) -> int:
+        """What a wallet must have, from the applied events alone."""
+        got = sum(
+            e.amount_nano
+            for e in self.applied
+            if isinstance(e, WalletCredited | AdjustmentPosted) and e.wallet == wallet
+        )
+        return got - self.spent().get(f"wallet:{wallet}", 0)
 
     def while_open(self, life: list[Any], event: Any) -> Outcome:
         accept, epoch = life[0], len(life)
@@ -112,7 +138,8 @@ class Lives(RuleBasedStateMachine):
         decision = step(self.books, event, len(self.log))
         self.log.append(event)
         assert decision.outcome is expected, event
-        assert broken_by(decision) == []
+        failed = expected is Outcome.ASSERTION_FAILED
+        assert broken_by(decision) == ([decision.contradiction] if failed else [])
         if expected is Outcome.APPLIED:
             self.naive.applied.append(event)
         assert self.books.rejected == rejected + (expected is not Outcome.APPLIED)
@@ -125,6 +152,25 @@ class Lives(RuleBasedStateMachine):
                 operator="o",
             )
         )  # fmt: skip
+
+    @rule(
+        wallet=st.sampled_from(WALLETS),
+        ref=st.sampled_from("xy"),
+        amount=st.sampled_from([-1, 10**9, 10**14]),
+        approver=st.sampled_from([None, "o", "p"]),
+    )
+    def adjust(self, wallet: str, ref: str, amount: int, approver: str | None) -> None:
+        self.feed(
+            AdjustmentPosted(
+                wallet=wallet, at_ms=self.now_ms, asset="SHIVER", amount_nano=amount, reason="r", operator="o",
+                external_ref=ref, approver=approver,
+            )
+        )  # fmt: skip
+
+    @rule(wallet=st.sampled_from(WALLETS), off=st.sampled_from([0, 0, 1]))
+    def claim(self, wallet: str, off: int) -> None:
+        amount_nano = self.naive.has(wallet) + off
+        self.feed(BalanceAsserted(wallet=wallet, at_ms=self.now_ms, asset="SHIVER", amount_nano=amount_nano))
 
     @rule(wallet=st.sampled_from(WALLETS), hold=st.sampled_from([0, 50, 10**6]), sandbox=st.booleans())
     def accept_new(self, wallet: str, hold: int, sandbox: bool) -> None:
@@ -211,11 +257,7 @@ class Lives(RuleBasedStateMachine):
         spent = self.naive.spent()
         assert paid == {k: v for k, v in spent.items() if k.startswith("platform:")}
         for wallet in WALLETS:
-            credited = sum(
-                e.amount_nano for e in self.naive.applied if isinstance(e, WalletCredited) and e.wallet == wallet
-            )
-            row = self.books.accounts.get((f"wallet:{wallet}", "SHIVER"))
-            assert (row.balance_nano if row else 0) == credited - spent.get(f"wallet:{wallet}", 0)
+            assert self.books.balance_nano(f"wallet:{wallet}", "SHIVER") == self.naive.has(wallet)
 
     def teardown(self) -> None:
         again = Books(0)

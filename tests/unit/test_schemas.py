@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from aiokafka.partitioner import murmur2 as kafka_murmur2
 from hypothesis import given
@@ -74,6 +76,12 @@ GOLDEN = {
     ),
     b'{"version":1,"wallet":"w1","at_ms":5,"type":"request.failed","request_id":"%(id)s","epoch":1,"how":"no_node",'
     b'"detail":""}': events.RequestFailed(wallet="w1", at_ms=5, request_id=REQUEST, epoch=1, how=events.How.NO_NODE),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"adjustment.posted","asset":"USDC","amount_nano":-7,"reason":"twice",'
+    b'"operator":"o","external_ref":"r","approver":null}': events.AdjustmentPosted(
+        wallet="w1", at_ms=5, asset="USDC", amount_nano=-7, reason="twice", operator="o", external_ref="r"
+    ),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"balance.asserted","asset":"SHIVER","amount_nano":-7}':
+    events.BalanceAsserted(wallet="w1", at_ms=5, asset="SHIVER", amount_nano=-7),
 }  # fmt: skip
 
 
@@ -102,6 +110,24 @@ def test_an_event_that_is_not_known_exactly_is_refused_and_not_repeated(change: 
     with pytest.raises(events.UnreadableEvent) as caught:
         events.parse(next(iter(GOLDEN)).replace(*change, 1))
     assert "SECRET" not in str(caught.value)
+
+
+def test_every_type_of_event_has_golden_bytes() -> None:
+    assert {type(event) for event in GOLDEN.values()} == set(get_args(get_args(events.Event)[0]))
+
+
+@pytest.mark.parametrize(("golden", "event"), GOLDEN.items())
+def test_no_event_takes_a_field_that_it_does_not_name(golden: bytes, event: events.Event) -> None:
+    golden = golden.replace(b"%(id)s", REQUEST.encode())
+    with pytest.raises(events.UnreadableEvent, match="extra_forbidden"):
+        events.parse(golden[:-1] + b',"extra":1}')
+
+
+def test_an_adjustment_of_nothing_is_refused() -> None:
+    fields = {"wallet": "w", "at_ms": 0, "asset": "USDC", "reason": "r", "operator": "o", "external_ref": "x"}
+    for amount_nano in (0, events.AMOUNT_NANO_MAX + 1, -events.AMOUNT_NANO_MAX - 1):
+        with pytest.raises(ValueError, match="amount_nano"):
+            events.AdjustmentPosted(**fields, amount_nano=amount_nano)
 
 
 def _records(nonce: str = NONCE, attempt: int = 1) -> list[replies.Reply]:
