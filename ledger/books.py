@@ -1,10 +1,11 @@
 """The books of one partition of the log: accounts, requests, credits. Partitions are independent folds.
 
 Accounts are `wallet:<id>`, `provider:<id>`, `platform`, `platform:sandbox` (pays for free keys), `platform:losses`
-(pays where a client must not), `burn`, `world`, the other side of every credit, and `adjustments`, that of every
-correction. An account is kept per partition; its balance is the sum. The projection uses the same class for a bundle,
-with the state that the bundle needs prefetched and all balances from zero, so that what comes out is the bundle's net
-result; what an account had before stands in `opening_nano` where an assertion asks for it.
+(pays where a client must not), `burn`, `burn:pending` (burns in another asset than SHIVER gather there until they are
+converted), `world`, the other side of every credit, and `adjustments`, that of every correction. An account is kept per
+partition; its balance is the sum. The projection uses the same class for a bundle, with the state that the bundle needs
+prefetched and all balances from zero, so that what comes out is the bundle's net result; what an account had before
+stands in `opening_nano` where an assertion asks for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from schemas.ids import uuid7_ms
 WORLD = "world"
 ADJUSTMENTS = "adjustments"
 BURN = "burn"
+BURN_PENDING = "burn:pending"
 PLATFORM = "platform"
 
 DAY_MS = 86_400_000
@@ -34,6 +36,11 @@ def wallet_account(wallet_id: str) -> str:
 def provider_account(provider_id: str) -> str:
     """The account of a provider."""
     return f"provider:{provider_id}"
+
+
+def burn_account(asset: str) -> str:
+    """Where the burn of a charge in `asset` goes: only SHIVER can be burned, other assets are converted first."""
+    return BURN if asset == "SHIVER" else BURN_PENDING
 
 
 class Posting(NamedTuple):

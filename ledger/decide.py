@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from ledger.books import (
     ADJUSTMENTS,
-    BURN,
     CHARGED,
     DAY_MS,
     FAILED,
@@ -21,6 +20,7 @@ from ledger.books import (
     Credit,
     Posting,
     Request,
+    burn_account,
     provider_account,
     wallet_account,
 )
@@ -236,7 +236,7 @@ def postings_of(charge_nano: int, asset: str, payer: str, segments: tuple[Segmen
     shares = split(charge_nano, [segment.tokens for segment in segments])
     lines = [Posting(payer, asset, -charge_nano)]
     if shares.burn:
-        lines.append(Posting(BURN, asset, shares.burn))
+        lines.append(Posting(burn_account(asset), asset, shares.burn))
     earned: dict[str, int] = {}
     for segment, share in zip(segments, shares.providers, strict=True):
         earned[segment.provider] = earned.get(segment.provider, 0) + share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ledger.books import BURN, OPEN, PLATFORM, Books
+from ledger.books import OPEN, PLATFORM, Books, burn_account
 from ledger.decide import Decision
 from ledger.outcomes import Outcome
 from ledger.split import BURN_DIVISOR, PROVIDERS_PERCENT
@@ -36,7 +36,7 @@ def broken_by(decision: Decision) -> list[str]:
 
 
 def _shares(decision: Decision, charge_nano: int) -> list[str]:
-    burn = sum(p.amount_nano for p in decision.postings if p.account == BURN)
+    burn = sum(p.amount_nano for p in decision.postings if p.account == burn_account(p.asset))
     platform = sum(p.amount_nano for p in decision.postings if p.account == PLATFORM)
     providers = sum(p.amount_nano for p in decision.postings if p.account.startswith("provider:"))
     wrong = list[str]()

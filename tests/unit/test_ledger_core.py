@@ -283,6 +283,36 @@ def test_c6_two_nodes_are_paid_for_their_part_and_the_client_pays_once() -> None
     }
 
 
+@pytest.mark.parametrize(("asset", "burn"), [("SHIVER", "burn"), ("USDC", "burn:pending")])
+def test_a_charge_stays_in_its_asset_and_only_shiver_burns_at_once(asset: str, burn: str) -> None:
+    books, decisions = run(credit(asset=asset), accept(asset=asset), use(), claim(NANO - 25_000, asset=asset))
+    assert {key: row.balance_nano for key, row in books.accounts.items()} == {
+        ("world", asset): -NANO,
+        ("wallet:w", asset): NANO - 25_000,
+        (burn, asset): 250,
+        ("provider:p", asset): 22_275,
+        ("platform", asset): 2_475,
+    }
+    assert decisions[-1].outcome is Outcome.APPLIED
+    other = {"burn": "burn:pending", "burn:pending": "burn"}
+    charged = decisions[2]
+    swapped = tuple(p._replace(account=other.get(p.account, p.account)) for p in charged.postings)
+    assert broken_by(charged._replace(postings=swapped))
+
+
+def test_wallets_of_both_assets_share_no_unit() -> None:
+    both = [credit(), credit("u", asset="USDC"), accept(), accept(IDS[1], asset="USDC"), use(), use(IDS[1])]
+    books, _ = run(*both, claim(NANO - 25_000), claim(NANO - 25_000, asset="USDC"))
+    assert {asset for _, asset in books.accounts} == {"SHIVER", "USDC"}
+    assert books.balance_nano("burn", "USDC") == books.balance_nano("burn:pending", "SHIVER") == 0
+
+
+def test_the_platform_bears_a_loss_in_the_asset_of_the_request() -> None:
+    books, _ = run(accept(asset="USDC"), use(how=How.OWNER_DIED))
+    assert books.balance_nano("platform:losses", "USDC") == -25_000
+    assert books.balance_nano("burn:pending", "USDC") == 250
+
+
 def test_two_segments_of_one_provider_are_one_posting() -> None:
     segments = tuple(Segment(node=f"n{n}", provider="p", attempt=n, tokens=1) for n in (1, 2, 3))
     _, decisions = run(accept(), use(segments=segments))
