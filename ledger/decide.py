@@ -28,10 +28,13 @@ from ledger.money import cost_nano
 from ledger.outcomes import Outcome
 from ledger.rules import LOSSES, SANDBOX, TABLES, Pays, approved, delivered_tokens, who_pays
 from ledger.split import split
+from schemas.event_base import Fact
 from schemas.events import (
     AdjustmentPosted,
     BalanceAsserted,
     Event,
+    KeyIssued,
+    KeyRevoked,
     ModelPrice,
     RequestAccepted,
     RequestAdopted,
@@ -122,12 +125,18 @@ def request_of(event: RequestAccepted) -> Request:
     )
 
 
-def _decide_other(books: Books, event: WalletCredited | AdjustmentPosted | BalanceAsserted, offset: int) -> Decision:
+def _decide_other(
+    books: Books,
+    event: WalletCredited | AdjustmentPosted | BalanceAsserted | KeyIssued | KeyRevoked | Fact,
+    offset: int,
+) -> Decision:
     if isinstance(event, WalletCredited):
         return _credit(books, event, offset)
     if isinstance(event, AdjustmentPosted):
         return _adjust(books, event, offset)
-    return _assert(books, event)
+    if isinstance(event, BalanceAsserted):
+        return _assert(books, event)
+    return _FACT  # the books keep nothing of it
 
 
 def _adjust(books: Books, event: AdjustmentPosted, offset: int) -> Decision:

@@ -15,6 +15,7 @@ Precedence, the first that holds wins. For an event about a request:
 For a credit:          duplicate | conflict | applied
 For an adjustment:     duplicate | conflict | needs_approval | applied
 For an assertion:      assertion_failed | applied
+For any other fact:    applied (it moves the running maximum of event times and changes nothing else)
 """
 
 from __future__ import annotations

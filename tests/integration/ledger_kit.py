@@ -20,6 +20,7 @@ from schemas.events import (
     Event,
     How,
     ModelPrice,
+    RatePublished,
     RequestAccepted,
     RequestAdopted,
     RequestFailed,
@@ -135,6 +136,7 @@ def load(seed: int, requests: int, wallets: int = 20) -> list[Event]:
                 out += [begin, begin.model_copy(update={"hold_nano": 1})]
             case 5:
                 out += [credited(wallet, ref=f"ref{number % 50}")]
+                out += [RatePublished(at_ms=at_ms, asset="SHIVER", rate_nano_usd=1 + number, source="test")]
                 out += [adjusted(wallet, rng.choice([-5, 5, 10**16]), f"ref{number % 50}", approver="another")]
             case _:
                 out += [begin, end]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_schemas import GOLDEN
 
 import ledger
 from ledger.apply import step
@@ -25,8 +26,10 @@ from schemas.events import (
     Event,
     How,
     ModelPrice,
+    RatePublished,
     RequestAccepted,
     RequestAdopted,
+    RequestEvent,
     RequestFailed,
     Segment,
     UsageRecorded,
@@ -93,6 +96,10 @@ def adjust(ref: str = "r", amount_nano: int = -5, **more: Any) -> AdjustmentPost
 def claim(amount_nano: int, **more: Any) -> BalanceAsserted:
     fields: dict[str, Any] = {"wallet": "w", "at_ms": T0, "asset": "SHIVER"}
     return BalanceAsserted(amount_nano=amount_nano, **(fields | more))
+
+
+def rate(at_ms: int = T0) -> RatePublished:
+    return RatePublished(at_ms=at_ms, asset="SHIVER", rate_nano_usd=1, source="s")
 
 
 def run(*many: Event, books: Books | None = None) -> tuple[Books, list[Decision]]:
@@ -210,6 +217,9 @@ OUTCOMES: list[tuple[str, list[Event], Event, Outcome]] = [
     ("assertion behind its change", [credit(), accept(), use()], claim(NANO), Outcome.ASSERTION_FAILED),
     ("a failed assertion does not move time", [claim(1, at_ms=T0 + 9 * DAY_MS)], accept(), Outcome.APPLIED),
     ("an assertion moves time", [claim(0, at_ms=T0 + 9 * DAY_MS)], accept(), Outcome.TOO_OLD),
+    ("another fact", [], rate(), Outcome.APPLIED),
+    ("another fact again", [rate()], rate(), Outcome.APPLIED),
+    ("another fact moves time", [rate(T0 + 9 * DAY_MS)], accept(), Outcome.TOO_OLD),
     ("a rejected event does not move time", [use(IDS[1], at_ms=T0 + 9 * DAY_MS)], accept(), Outcome.APPLIED),
 ]
 
@@ -362,6 +372,20 @@ def test_an_adjustment_is_booked_against_its_own_account() -> None:
     books, _ = run(credit(), adjust(amount_nano=-7), adjust("up", 3), adjust("up", 3))
     assert balances(books) == {"world": -NANO, "wallet:w": NANO - 4, "adjustments": 4}
     assert books.adjustments["w", "r"][:5] == ("SHIVER", -7, "why", "o", None)
+
+
+@pytest.mark.parametrize("event", GOLDEN.values(), ids=lambda e: e.type)
+def test_a_fact_that_the_books_do_not_need_changes_nothing_but_the_time(event: Event) -> None:
+    if isinstance(event, RequestEvent | WalletCredited | AdjustmentPosted | BalanceAsserted):
+        return
+    books, _ = run(credit(at_ms=0), accept(at_ms=1))
+    before = picture(books)
+    _, (decision,) = run(event, books=books)
+    assert decision == Decision(Outcome.APPLIED)
+    assert books.max_event_ms == event.at_ms == 5
+    books.max_event_ms = 1
+    assert picture(books) == before
+    assert (books.next_offset, books.rejected, books.opened_count, books.ended_count) == (3, 0, 1, 0)
 
 
 def test_a_failed_assertion_is_counted_and_said() -> None:

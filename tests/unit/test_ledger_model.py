@@ -24,6 +24,7 @@ from schemas.events import (
     Event,
     How,
     ModelPrice,
+    RatePublished,
     RequestAccepted,
     RequestAdopted,
     RequestEvent,
@@ -63,6 +64,8 @@ class Naive:
             return self.adjustment(event)
         if isinstance(event, BalanceAsserted):
             return Outcome.APPLIED if event.amount_nano == self.has(event.wallet) else Outcome.ASSERTION_FAILED
+        if isinstance(event, RatePublished):
+            return Outcome.APPLIED
         life = [e for e in self.applied if isinstance(e, RequestEvent) and e.request_id == event.request_id]
         if life and not isinstance(life[-1], UsageRecorded | RequestFailed):
             return self.while_open(life, event)
@@ -168,6 +171,10 @@ class Lives(RuleBasedStateMachine):
                 external_ref=ref, approver=approver,
             )
         )  # fmt: skip
+
+    @rule()
+    def publish(self) -> None:
+        self.feed(RatePublished(at_ms=self.now_ms, asset="USDC", rate_nano_usd=10**9, source="s"))
 
     @rule(wallet=st.sampled_from(WALLETS), off=st.sampled_from([0, 0, 1]))
     def claim(self, wallet: str, off: int) -> None:
