@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ledger.books import OPEN, Account, Books
+from ledger.books import OPEN, Account, Books, Request
 from ledger.decide import Decision, decide
 from ledger.outcomes import Outcome
 from schemas.events import AdjustmentPosted, Event, RequestEvent, WalletCredited
@@ -30,9 +30,17 @@ def apply(books: Books, event: Event, offset: int, decision: Decision) -> None:
     before = books.requests.get(event.request_id)
     books.requests[event.request_id] = request
     if request.status == OPEN:
-        books.opened_count += before is None
-    else:
-        books.ended_count += before is not None
+        if before is None:
+            books.opened_count += 1
+            _hold(books, request, request.hold_nano)
+    elif before is not None:
+        books.ended_count += 1
+        _hold(books, before, -before.hold_nano)
+
+
+def _hold(books: Books, request: Request, more_nano: int) -> None:
+    key = (request.payer or "", request.asset or "")  # both are there in every request that was open
+    books.held_nano[key] = books.held_nano.get(key, 0) + more_nano
 
 
 def _remember_ref(books: Books, event: Event, decision: Decision) -> None:

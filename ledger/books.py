@@ -115,6 +115,7 @@ class Books:
         "adjustments",
         "credits",
         "ended_count",
+        "held_nano",
         "max_event_ms",
         "next_offset",
         "opened_count",
@@ -131,6 +132,7 @@ class Books:
         self.rejected = 0
         self.opened_count = 0
         self.ended_count = 0  # of those that were opened
+        self.held_nano: dict[tuple[str, str], int] = {}  # by open requests, of (payer, asset)
         self.accounts: dict[tuple[str, str], Account] = {}
         self.requests: dict[str, Request] = {}
         self.credits: dict[tuple[str, str], Credit] = {}

@@ -144,7 +144,7 @@ class Lives(RuleBasedStateMachine):
         self.log.append(event)
         assert decision.outcome is expected, event
         failed = expected is Outcome.ASSERTION_FAILED
-        assert broken_by(decision) == ([decision.contradiction] if failed else [])
+        assert broken_by(decision, event) == ([decision.contradiction] if failed else [])
         if expected is Outcome.APPLIED:
             self.naive.applied.append(event)
         assert self.books.rejected == rejected + (expected is not Outcome.APPLIED)
