@@ -275,7 +275,7 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=SLOW)
+TestLives.settings = settings(max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=SLOW)
 
 
 @QUICK
