@@ -7,7 +7,7 @@ import logging
 
 from infra.accounts import Append
 from infra.errors import Unreachable
-from schemas.events import WalletCredited
+from schemas.events import Event
 
 _TIMEOUT_S = 15.0
 _SILENT = logging.NullHandler()
@@ -18,7 +18,7 @@ def appending(kafka: str, ledger_partitions: int) -> Append:
     may have been appended all the same, and repeating it is harmless.
     """
 
-    async def append(event: WalletCredited) -> None:
+    async def append(event: Event) -> None:
         # Imported when called: `shrk` is to answer --help at once.
         from ledger.log import LedgerUnavailable, LedgerWriter
 

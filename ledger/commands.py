@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ledger import commands_exports
+from ledger.commands_rules import rules
 from ledger.compare import Comparison, connected
 from ledger.console import bar, run_shell, settings_of
 from ledger.invariants import overdrawn
@@ -26,6 +27,7 @@ def group() -> None:
 
 
 commands_exports.register(group)
+group.add_command(rules)
 
 
 @group.command()

@@ -12,8 +12,8 @@ from ledger.decide import Decision
 from ledger.outcomes import Outcome
 from ledger.reader import Record
 from ledger.replay import Replay
-from ledger.rows import request_of_row
-from schemas.events import Event, WalletCredited
+from ledger.rows import adjustment_of_row, request_of_row
+from schemas.events import Event, request_id_of
 from schemas.topics import LEDGER
 
 DIFFERENCES_MAX = 20
@@ -71,7 +71,7 @@ class Comparison:
         entries = dict[Any, Any]()
         rejections = dict[Any, Any]()
         for record, event, decision in told:
-            request_id = None if isinstance(event, WalletCredited) else event.request_id
+            request_id = request_id_of(event)
             for number, posting in enumerate(decision.postings):
                 entries[record.offset, number] = (*posting, request_id, event.at_ms)
             if decision.outcome is not Outcome.APPLIED:
@@ -89,7 +89,7 @@ class Comparison:
         self._missing(f"rejection of partition {partition} at", rejections)
 
     async def books(self, replay: Replay) -> None:
-        """Everything that is not a row of one record: offsets, accounts, requests, credits."""
+        """Everything that is not a row of one record: offsets, accounts, requests, references."""
         offsets = {b.partition: self._place(replay, b.partition) for b in replay.books if b.next_offset}
         accounts = {
             (account, asset, b.partition): (row.balance_nano, row.entries)
@@ -98,6 +98,7 @@ class Comparison:
         }
         requests = {(rid, b.partition): request for b in replay.books for rid, request in b.requests.items()}
         credits_ = {key: (*credit, b.partition) for b in replay.books for key, credit in b.credits.items()}
+        adjustments = {key: (*kept, b.partition) for b in replay.books for key, kept in b.adjustments.items()}
         async for row in self._rows("derived.offsets where next > 0"):
             found = (row["next"], row["last_sha256"], row["chain"], row["max_event_ms"], row["rejected"])
             self._same(f"offset of partition {row['partition']}", found, offsets, row["partition"])
@@ -111,7 +112,16 @@ class Comparison:
             key = (row["wallet_id"], row["external_ref"])
             found = (row["asset"], row["amount_nano"], row["offset"], row["partition"])
             self._same(f"credit {key}", found, credits_, key)
-        for name, left in (("offset", offsets), ("account", accounts), ("request", requests), ("credit", credits_)):
+        async for row in self._rows("derived.adjustments"):
+            key = (row["wallet_id"], row["external_ref"])
+            self._same(f"adjustment {key}", (*adjustment_of_row(row), row["partition"]), adjustments, key)
+        for name, left in (
+            ("offset", offsets),
+            ("account", accounts),
+            ("request", requests),
+            ("credit", credits_),
+            ("adjustment", adjustments),
+        ):
             self._missing(name, left)
 
     def _place(self, replay: Replay, partition: int) -> tuple[int, bytes, bytes, int, int]:
