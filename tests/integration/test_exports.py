@@ -25,6 +25,7 @@ from test_replay import P, append_all, shrk
 from ledger.reader import LedgerReader
 from ledger.replay import Replay
 from ledger.spool import Spool
+from schemas.event_base import RequestEvent
 from schemas.events import Event, Segment
 from schemas.ids import uuid7, uuid7_ms
 
@@ -56,7 +57,7 @@ def log_of_months() -> list[Event]:
 
 def _later(event: Event, by_ms: int) -> Event:
     changed: dict[str, object] = {"at_ms": event.at_ms + by_ms}
-    if event.type != "wallet.credited":
+    if isinstance(event, RequestEvent):
         seed = hashlib.sha256(event.request_id.encode()).digest()[:10]
         changed["request_id"] = uuid7(uuid7_ms(event.request_id) + by_ms, seed)
     return event.model_copy(update=changed)
