@@ -60,9 +60,14 @@ def broken_by(decision: Decision, event: Event | None = None) -> list[str]:
 
 
 def _shares(decision: Decision, charge_nano: int) -> list[str]:
-    burn = sum(p.amount_nano for p in decision.postings if p.account == burn_account(p.asset))
-    platform = sum(p.amount_nano for p in decision.postings if p.account == PLATFORM)
-    providers = sum(p.amount_nano for p in decision.postings if p.account.startswith("provider:"))
+    burn = platform = providers = 0
+    for account, asset, amount_nano in decision.postings:
+        if account.startswith("provider:"):
+            providers += amount_nano
+        elif account == PLATFORM:
+            platform += amount_nano
+        elif account == burn_account(asset):
+            burn += amount_nano
     wrong = list[str]()
     if burn + platform + providers != charge_nano:
         wrong.append(f"burn {burn} + providers {providers} + platform {platform} is not the charge {charge_nano}")

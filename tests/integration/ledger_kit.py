@@ -108,13 +108,18 @@ def wallet_in(partition: int, partitions: int, nth: int = 0) -> str:
 
 
 def load(seed: int, requests: int, wallets: int = 20) -> list[Event]:
-    """A mixed load in the order of one writer: credits, lives of requests of every kind, duplicates, stray ends."""
+    """A mixed load in the order of one writer: credits, lives of requests of every kind, duplicates, stray ends.
+
+    Every fifth wallet has USDC.
+    """
     rng = random.Random(seed)
-    out: list[Event] = [credited(f"w{n}", 10**15) for n in range(wallets)]
+    assets = {f"w{n}": "USDC" if n % 5 == 4 else "SHIVER" for n in range(wallets)}
+    out: list[Event] = [credited(wallet, 10**15, asset=asset) for wallet, asset in assets.items()]
     for number in range(requests):
         wallet, at_ms = f"w{rng.randrange(wallets)}", T0_MS + number
         rid = uuid7(at_ms, rng.randbytes(10))
-        begin = accepted(rid, wallet, at_ms=at_ms, payer=rng.choice([f"wallet:{wallet}", "platform:sandbox"]))
+        payer = rng.choice([f"wallet:{wallet}", "platform:sandbox"])
+        begin = accepted(rid, wallet, at_ms=at_ms, payer=payer, asset=assets[wallet])
         end = rng.choice(
             [
                 usage(rid, rng.randrange(1, 500), wallet, how=rng.choice(list(How)), at_ms=at_ms),

@@ -87,7 +87,10 @@ async def test_the_rows_are_what_the_fold_says(projection: Projection, books: as
         for at in range(0, len(rows), 97):
             await projection.apply(partition, rows[at : at + 97])
     assert await balances(books) == folded(log)
-    assert await books.fetchval("select sum(amount_nano) from derived.entries") == 0
+    sums = await books.fetch("select asset, sum(amount_nano) as nano from derived.entries group by asset")
+    assert {row["asset"]: row["nano"] for row in sums} == {"SHIVER": 0, "USDC": 0}
+    burns = await books.fetch("select distinct account, asset from derived.accounts where account like 'burn%'")
+    assert {tuple(row) for row in burns} == {("burn", "SHIVER"), ("burn:pending", "USDC")}
 
 
 async def test_s6_any_slicing_and_interleaving_gives_the_same_rows(projection: Projection, books: asyncpg.Pool) -> None:
