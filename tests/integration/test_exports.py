@@ -90,7 +90,8 @@ async def test_every_balance_in_hledger_beancount_and_csv_is_that_of_the_books(
 ) -> None:
     await append_all(ledger_log, log_of_months())
     replay, wanted = await books_of(ledger_log)
-    assert {account.partition(":")[0] for account, _ in wanted} == {"wallet", "provider", "platform", "burn", "world"}
+    kinds = {"wallet", "provider", "platform", "burn", "adjustments", "world"}
+    assert {account.partition(":")[0] for account, _ in wanted} == kinds
 
     journal, told = await export(ledger_log, "hledger", tmp_path)
     checked = await asyncio.to_thread(run_hledger, hledger, journal, "check", "--strict", "ordereddates")
