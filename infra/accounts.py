@@ -1,7 +1,7 @@
-"""Owners, wallets, keys and credit: what an operator does by hand, and what `shrk up` prepares for the demo.
+"""Owners, wallets, keys, credits, corrections: what an operator does by hand, and what `shrk up` prepares for the demo.
 
 A credit is a fact of the ledger log: it is bound to its reference in PostgreSQL first, then appended, and counts when
-the projection has read it. Repeating one is harmless.
+the projection has read it. Repeating one is harmless. So is an adjustment.
 """
 
 import secrets
@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 from infra.errors import AccountRefused, Unreachable
 from infra.postgres import describe_url
-from schemas.events import AMOUNT_NANO_MAX, Asset, WalletCredited
+from ledger.rules import APPROVAL_ABOVE_NANO, approved
+from schemas.events import AMOUNT_NANO_MAX, AdjustmentPosted, Asset, WalletCredited
 from schemas.keys import ENTROPY_BYTES, Tier, mint, parse
 from schemas.topics import partition_of
 
@@ -27,7 +28,7 @@ OPEN_MAX: dict[Tier, int] = {"dev": 10, "pro": 200, "ent": 1000}
 
 _TIMEOUT_S = 10
 
-Append = Callable[[WalletCredited], Awaitable[object]]
+Append = Callable[[WalletCredited | AdjustmentPosted], Awaitable[object]]
 """Appends an event to the ledger log and returns when it is acknowledged."""
 
 
@@ -192,6 +193,11 @@ def parse_amount(text: str) -> int:
     return int(nano)
 
 
+def parse_signed_amount(text: str) -> int:
+    """`12.5` or `-12.5` as nano units. Raises AccountRefused as `parse_amount` does; zero is no amount either."""
+    return -parse_amount(text[1:]) if text.startswith("-") else parse_amount(text)
+
+
 def format_amount(nano: int, asset: str) -> str:
     """`12.5 SHIVER`."""
     whole, rest = divmod(abs(nano), NANO)
@@ -251,3 +257,66 @@ async def credit_is_booked(db: Any, wallet_id: str, external_ref: str) -> bool:
             "select true from derived.credits where wallet_id = $1 and external_ref = $2", wallet_id, external_ref
         )
     )
+
+
+async def adjust(
+    db: Any,
+    append: Append,
+    wallet_id: str,
+    amount_nano: int,
+    external_ref: str,
+    operator: str,
+    reason: str,
+    approver: str | None = None,
+) -> None:
+    """Corrects a wallet once per `external_ref`, by an event in the ledger log; returns when that is acknowledged.
+
+    Raises AccountRefused if there is no such wallet, the reference stands for another wallet or amount, or the amount
+    needs an approver other than the operator.
+    """
+    asset = await db.fetchval("select asset from state.wallets where wallet_id = $1", wallet_id)
+    if asset is None:
+        raise AccountRefused(f"no wallet {wallet_id}; make it with `shrk wallet create {wallet_id}`")
+    event = _adjustment(wallet_id, asset, amount_nano, external_ref, operator, reason, approver)
+    if not approved(event):
+        limit = format_amount(APPROVAL_ABOVE_NANO[event.asset], asset)
+        raise AccountRefused(f"above {limit} an adjustment needs --approver: someone other than {operator}")
+    await db.execute(
+        "insert into state.adjustment_refs (external_ref, wallet_id, asset, amount_nano) values ($1, $2, $3, $4) "
+        "on conflict do nothing",
+        external_ref,
+        wallet_id,
+        asset,
+        amount_nano,
+    )
+    bound = await db.fetchrow(
+        "select wallet_id, asset, amount_nano from state.adjustment_refs where external_ref = $1", external_ref
+    )
+    if (bound["wallet_id"], bound["amount_nano"]) != (wallet_id, amount_nano):
+        was = format_amount(bound["amount_nano"], bound["asset"])
+        raise AccountRefused(f"reference {external_ref} stands for {was} to {bound['wallet_id']}")
+    await append(event)
+
+
+def _adjustment(
+    wallet_id: str,
+    asset: Asset,
+    amount_nano: int,
+    external_ref: str,
+    operator: str,
+    reason: str,
+    approver: str | None,
+) -> AdjustmentPosted:
+    try:
+        return AdjustmentPosted(
+            wallet=wallet_id,
+            at_ms=time.time_ns() // 1_000_000,
+            asset=asset,
+            amount_nano=amount_nano,
+            reason=reason,
+            operator=operator,
+            external_ref=external_ref,
+            approver=approver,
+        )
+    except ValueError as error:
+        raise AccountRefused("reason, reference and approver have 1 to 200 characters each") from error

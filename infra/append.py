@@ -1,14 +1,16 @@
 """Appends operator's events to the ledger log: few, one at a time, acknowledged by all replicas before it returns."""
 
+from __future__ import annotations
+
 import asyncio
-from typing import Any
+import logging
 
 from infra.accounts import Append
 from infra.errors import Unreachable
-from schemas.events import WalletCredited, dump
-from schemas.topics import LEDGER, partition_of
+from schemas.events import Event
 
 _TIMEOUT_S = 15.0
+_SILENT = logging.NullHandler()
 
 
 def appending(kafka: str, ledger_partitions: int) -> Append:
@@ -16,39 +18,22 @@ def appending(kafka: str, ledger_partitions: int) -> Append:
     may have been appended all the same, and repeating it is harmless.
     """
 
-    async def append(event: WalletCredited) -> None:
-        await asyncio.to_thread(_append, kafka, ledger_partitions, event)
+    async def append(event: Event) -> None:
+        # Imported when called: `shrk` is to answer --help at once.
+        from ledger.log import LedgerUnavailable, LedgerWriter
+
+        # Where nobody has set up logging they would write to stderr beside our one line.
+        for name in ("aiokafka", "ledger"):
+            logging.getLogger(name).addHandler(_SILENT)
+        writer = LedgerWriter(kafka, ledger_partitions, client_id="shrk")
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                await writer.start()
+                await writer.append(event)
+        except (LedgerUnavailable, TimeoutError) as error:
+            why = str(error) or f"the ledger log at {kafka} gave no acknowledgement within {_TIMEOUT_S:g} s"
+            raise Unreachable(f"{why}; it is safe to repeat") from error
+        finally:
+            await writer.stop(timeout_s=0)
 
     return append
-
-
-def _append(kafka: str, ledger_partitions: int, event: WalletCredited) -> None:
-    from confluent_kafka import KafkaException, Producer
-
-    failures: list[Any] = []
-    delivered: list[Any] = []
-
-    def done(error: Any, message: Any) -> None:
-        (failures if error is not None else delivered).append(error or message)
-
-    producer = Producer(
-        {
-            "bootstrap.servers": kafka,
-            "acks": "all",
-            "enable.idempotence": True,
-            "delivery.timeout.ms": int(_TIMEOUT_S * 1000),
-            "linger.ms": 0,
-            "log_level": 0,
-        }
-    )
-    key = event.wallet.encode()
-    try:
-        producer.produce(
-            LEDGER, value=dump(event), key=key, partition=partition_of(key, ledger_partitions), on_delivery=done
-        )
-        producer.flush(_TIMEOUT_S)
-    except KafkaException as error:
-        raise Unreachable(f"the ledger log at {kafka} refused the event: {error.args[0].str()}") from error
-    if failures or not delivered:
-        why = failures[0].str() if failures else f"no acknowledgement within {_TIMEOUT_S:g} s"
-        raise Unreachable(f"the ledger log at {kafka} did not take the event: {why}; it is safe to repeat")

@@ -17,8 +17,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("infra.commands.status:status", "What runs here: the stack's processes, and nodes."),
     "doctor": ("infra.commands.doctor:doctor", "What is wrong, and what to do about it."),
     "keys": ("infra.commands.keys:keys", "Create, list and revoke API keys."),
-    "wallet": ("infra.commands.wallet:wallet", "Create, show and credit wallets."),
-    "ledger": ("ledger.commands:group", "Replay the log, show entries."),
+    "wallet": ("infra.commands.wallet:wallet", "Create, show, credit and correct wallets."),
+    "ledger": ("ledger.commands:group", "Replay the log, show entries and rules, export, make statements."),
 }
 """Name: where its click command is ("module:attribute"), and the line for it in the help."""
 

@@ -190,9 +190,15 @@ class Ingress:
         )
 
     async def _announce(self, lanes: int) -> None:
-        """New lanes: the row first, so that whoever cleans up after us knows of them; then the nodes."""
-        await self.pool.execute("update state.ingresses set lanes = $2 where boot_id = $1", self.boot_id, lanes)
-        await asyncio.wait_for(self._say_alive(), 5)
+        """New lanes: the row first, so that whoever cleans up after us knows of them; then the nodes.
+
+        Where either is away, the next beat tells it.
+        """
+        try:
+            await self.pool.execute("update state.ingresses set lanes = $2 where boot_id = $1", self.boot_id, lanes)
+            await asyncio.wait_for(self._say_alive(), 5)
+        except (*_DATABASE_ERRORS, KafkaError) as error:
+            log.warning("new lanes were not announced yet: %r", error)
 
 
 class LeaseLost(Exception):

@@ -23,6 +23,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from ingress.turns import turn
 from schemas import topics
 
 log = logging.getLogger(__name__)
@@ -145,7 +146,8 @@ class Block:
 
 
 class LanePool:
-    """`announce(lanes)` is awaited after each growth, before the new lanes are leased: nodes look them up ahead.
+    """`announce(lanes)` is awaited after each growth, before the new lanes are leased: nodes look them up ahead. Where
+    it fails they are leased all the same.
 
     `on_end` is called with every task of the pool that ends: none does while all is well.
     """
@@ -195,15 +197,7 @@ class LanePool:
             return lane
         future: asyncio.Future[Lane] = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
-        try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            return future.result() if future.done() and not future.cancelled() else None
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.release(future.result())
-            raise
+        return await turn(future, timeout_s, self.release)
 
     def release(self, lane: Lane) -> None:
         """Give a lane back. Late records of its request are strays to the next one."""
@@ -241,9 +235,11 @@ class LanePool:
             raise
         self._blocks.append(block)
         self.made = first + len(lanes)
-        await self._announce(self.made)
-        for lane in lanes:
-            self._offer(lane)
+        try:
+            await self._announce(self.made)
+        finally:  # they exist and are read, whoever has heard of them
+            for lane in lanes:
+                self._offer(lane)
 
 
 def make_lanes(bootstrap: str, boot_id: str, first: int, count: int) -> None:

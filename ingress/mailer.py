@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from aiokafka import AIOKafkaProducer
@@ -40,14 +41,22 @@ class Mailer:
             max_request_size=topics.JOB_BYTES_MAX,
             request_timeout_ms=int(SEND_TIMEOUT_S * 1000),
         )
-        await asyncio.wait_for(producer.start(), SEND_TIMEOUT_S)
+        try:
+            await asyncio.wait_for(producer.start(), SEND_TIMEOUT_S)
+        except BaseException:
+            await _stop(producer)
+            raise
         self._producer = producer
 
     async def stop(self) -> None:
         if self._replacing is not None:
             self._replacing.cancel()
-        if self._producer is not None:
-            await _stop(self._producer)
+            await asyncio.wait([self._replacing])
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await _stop(producer)
+        if self._retired:
+            await asyncio.wait(self._retired)
 
     async def post(self, node_id: str, letter: jobs.Letter) -> None:
         """Send and wait for the ack. Raises MailFailed."""
@@ -57,6 +66,7 @@ class Mailer:
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 ack = await producer.send(topics.mailbox(node_id), jobs.dump(letter), letter.request_id.encode())
+                ack.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to ask
                 await asyncio.shield(ack)
         except (KafkaError, TimeoutError, OSError) as error:
             self._replace(producer)
@@ -82,7 +92,13 @@ class Mailer:
 
 
 async def _stop(producer: AIOKafkaProducer) -> None:
+    """Letters under way may still arrive. Where they do not, stop() gives up with all its connections open and a sender
+    that tries for ever, so these are ended one by one."""
     try:
         await asyncio.wait_for(producer.stop(), STOP_TIMEOUT_S)
     except (TimeoutError, KafkaError, OSError) as error:
         log.warning("a producer did not stop in order: %r", error)
+        producer._message_accumulator.fail_all(KafkaError("the producer is replaced"))
+        for close in (producer._sender.close, producer.client.close):
+            with contextlib.suppress(TimeoutError, KafkaError, OSError):
+                await asyncio.wait_for(close(), STOP_TIMEOUT_S)

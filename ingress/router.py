@@ -10,6 +10,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
+from ingress.turns import turn
 from schemas.heartbeats import STALE_S, NodeHeartbeat
 
 WAITERS_MAX = 1000
@@ -73,16 +74,9 @@ class Router:
             return None
         future: asyncio.Future[Node] = asyncio.get_running_loop().create_future()
         self._waiters.append((model, future))
+        self._serve_waiters()  # a slot may have come free since the caller's reserve()
         try:
-            async with asyncio.timeout(timeout_s):
-                return await future
-        except TimeoutError:
-            # Where the slot came in the same moment it is ours, and nobody else would give it back.
-            return future.result() if future.done() and not future.cancelled() else None
-        except asyncio.CancelledError:
-            if future.done() and not future.cancelled():
-                self.release(future.result())
-            raise
+            return await turn(future, timeout_s, self.release)
         finally:
             self._waiters = deque(waiter for waiter in self._waiters if waiter[1] is not future)
 

@@ -1,9 +1,11 @@
 """The books of one partition of the log: accounts, requests, credits. Partitions are independent folds.
 
 Accounts are `wallet:<id>`, `provider:<id>`, `platform`, `platform:sandbox` (pays for free keys), `platform:losses`
-(pays where a client must not), `burn`, and `world`, the other side of every credit. An account is kept per partition;
-its balance is the sum. The projection uses the same class for a bundle, with the state that the bundle needs prefetched
-and all balances from zero, so that what comes out is the bundle's net result.
+(pays where a client must not), `burn`, `burn:pending` (burns in another asset than SHIVER gather there until they are
+converted), `world`, the other side of every credit, and `adjustments`, that of every correction. An account is kept per
+partition; its balance is the sum. The projection uses the same class for a bundle, with the state that the bundle needs
+prefetched and all balances from zero, so that what comes out is the bundle's net result; what an account had before
+stands in `opening_nano` where an assertion asks for it.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from schemas.events import ModelPrice
 from schemas.ids import uuid7_ms
 
 WORLD = "world"
+ADJUSTMENTS = "adjustments"
 BURN = "burn"
+BURN_PENDING = "burn:pending"
 PLATFORM = "platform"
 
 DAY_MS = 86_400_000
@@ -32,6 +36,11 @@ def wallet_account(wallet_id: str) -> str:
 def provider_account(provider_id: str) -> str:
     """The account of a provider."""
     return f"provider:{provider_id}"
+
+
+def burn_account(asset: str) -> str:
+    """Where the burn of a charge in `asset` goes: only SHIVER can be burned, other assets are converted first."""
+    return BURN if asset == "SHIVER" else BURN_PENDING
 
 
 class Posting(NamedTuple):
@@ -77,6 +86,17 @@ class Credit(NamedTuple):
     offset: int
 
 
+class Adjustment(NamedTuple):
+    """What an adjustment's `external_ref` stood for when it first counted."""
+
+    asset: str
+    amount_nano: int
+    reason: str
+    operator: str
+    approver: str | None
+    offset: int
+
+
 class Account:
     """A balance in nano units and how many entries made it."""
 
@@ -92,11 +112,14 @@ class Books:
 
     __slots__ = (
         "accounts",
+        "adjustments",
         "credits",
         "ended_count",
+        "held_nano",
         "max_event_ms",
         "next_offset",
         "opened_count",
+        "opening_nano",
         "partition",
         "rejected",
         "requests",
@@ -109,9 +132,17 @@ class Books:
         self.rejected = 0
         self.opened_count = 0
         self.ended_count = 0  # of those that were opened
+        self.held_nano: dict[tuple[str, str], int] = {}  # by open requests, of (payer, asset)
         self.accounts: dict[tuple[str, str], Account] = {}
         self.requests: dict[str, Request] = {}
         self.credits: dict[tuple[str, str], Credit] = {}
+        self.adjustments: dict[tuple[str, str], Adjustment] = {}
+        self.opening_nano: dict[tuple[str, str], int] = {}  # what `accounts` lacks; empty in books from offset 0
+
+    def balance_nano(self, account: str, asset: str) -> int:
+        """What an account has in this partition, from the beginning of the log."""
+        row = self.accounts.get((account, asset))
+        return self.opening_nano.get((account, asset), 0) + (0 if row is None else row.balance_nano)
 
     def forget_ended(self) -> int:
         """Drops ended requests whose id is too old to matter, and says how many. No outcome depends on it."""

@@ -1,4 +1,4 @@
-"""`shrk ledger`: replay the log, show the entries of a request; archive and verify it (commands_archive.py)."""
+"""`shrk ledger`: replay the log, show entries and rules; archive, verify and export in files of their own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ledger import commands_archive
+from ledger import commands_archive, commands_exports
+from ledger.commands_rules import rules
 from ledger.compare import Comparison, connected
 from ledger.console import bar, run_shell, settings_of
 from ledger.invariants import overdrawn
@@ -26,10 +27,12 @@ _REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f
 
 @click.group("ledger")
 def group() -> None:
-    """Replay, verify and archive the log of facts, show the entries of a request."""
+    """Replay, verify and archive the log of facts, show entries and rules, export the books, make statements."""
 
 
 commands_archive.register(group)
+commands_exports.register(group)
+group.add_command(rules)
 
 
 @group.command()

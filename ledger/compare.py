@@ -12,8 +12,8 @@ from ledger.decide import Decision
 from ledger.outcomes import Outcome
 from ledger.reader import Record
 from ledger.replay import Replay
-from ledger.rows import request_of_row
-from schemas.events import Event, WalletCredited
+from ledger.rows import adjustment_of_row, request_of_row
+from schemas.events import Event, request_id_of
 from schemas.topics import LEDGER
 
 DIFFERENCES_MAX = 20
@@ -91,7 +91,7 @@ class Comparison:
         entries = dict[Any, Any]()
         rejections = dict[Any, Any]()
         for record, event, decision in told:
-            request_id = None if isinstance(event, WalletCredited) else event.request_id
+            request_id = request_id_of(event)
             for number, posting in enumerate(decision.postings):
                 entries[record.offset, number] = (*posting, request_id, event.at_ms)
             if decision.outcome is not Outcome.APPLIED:
@@ -109,7 +109,7 @@ class Comparison:
         self._missing(f"rejection of partition {partition} at", rejections, lambda key, _: (partition, key))
 
     async def books(self, replay: Replay) -> None:
-        """Everything that is not a row of one record: offsets, accounts, requests, credits."""
+        """Everything that is not a row of one record: offsets, accounts, requests, references."""
         offsets = {b.partition: self._expected_place(replay, b.partition) for b in replay.books if b.next_offset}
         accounts = {
             (account, asset, b.partition): (row.balance_nano, row.entries)
@@ -118,6 +118,7 @@ class Comparison:
         }
         requests = {(rid, b.partition): request for b in replay.books for rid, request in b.requests.items()}
         credits_ = {key: (*credit, b.partition) for b in replay.books for key, credit in b.credits.items()}
+        adjustments = {key: (*kept, b.partition) for b in replay.books for key, kept in b.adjustments.items()}
         async for row in self._rows("derived.offsets where next > 0"):
             key = row["partition"]
             found = _place(row["next"], row["last_sha256"], row["chain"], row["max_event_ms"], row["rejected"])
@@ -132,10 +133,15 @@ class Comparison:
             key = (row["wallet_id"], row["external_ref"])
             found = (row["asset"], row["amount_nano"], row["offset"], row["partition"])
             self._same(f"credit {key}", found, credits_, key, (row["partition"], row["offset"]))
+        async for row in self._rows("derived.adjustments"):
+            key = (row["wallet_id"], row["external_ref"])
+            found = (*adjustment_of_row(row), row["partition"])
+            self._same(f"adjustment {key}", found, adjustments, key, (row["partition"], row["offset"]))
         self._missing("offset of partition", offsets, lambda key, _: (key, None))
         self._missing("account", accounts, lambda key, _: (key[2], None))
         self._missing("request", requests, lambda key, _: (key[1], None))
         self._missing("credit", credits_, lambda _, credit: (credit[3], credit[2]))
+        self._missing("adjustment", adjustments, lambda _, kept: (kept[-1], kept[-2]))
         await self._strays("entries")
         await self._strays("rejections")
 

@@ -8,29 +8,37 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ledger.books import (
-    BURN,
+    ADJUSTMENTS,
     CHARGED,
     DAY_MS,
     FAILED,
     OPEN,
     PLATFORM,
     WORLD,
+    Adjustment,
     Books,
     Credit,
     Posting,
     Request,
+    burn_account,
     provider_account,
     wallet_account,
 )
 from ledger.money import cost_nano
 from ledger.outcomes import Outcome
-from ledger.rules import LOSSES, SANDBOX, TABLES, Pays, delivered_tokens, who_pays
+from ledger.rules import LOSSES, SANDBOX, TABLES, Pays, approved, delivered_tokens, who_pays
 from ledger.split import split
+from schemas.event_base import Fact
 from schemas.events import (
+    AdjustmentPosted,
+    BalanceAsserted,
     Event,
+    KeyIssued,
+    KeyRevoked,
     ModelPrice,
     RequestAccepted,
     RequestAdopted,
+    RequestEvent,
     RequestFailed,
     Segment,
     UsageRecorded,
@@ -43,7 +51,7 @@ class Decision(NamedTuple):
     """What an event comes to. Only an applied one carries changes.
 
     `released_nano` is not None where the id is closed for good, now or before: its admission may go, and its accepted
-    payer was charged that much.
+    payer was charged that much. `contradiction` is what an assertion finds wrong with the books, in words.
     """
 
     outcome: Outcome
@@ -51,6 +59,8 @@ class Decision(NamedTuple):
     request: Request | None = None
     credit: Credit | None = None
     released_nano: int | None = None
+    adjustment: Adjustment | None = None
+    contradiction: str = ""
 
 
 _DUPLICATE = Decision(Outcome.DUPLICATE)
@@ -64,12 +74,14 @@ _TOO_OLD = Decision(Outcome.TOO_OLD, released_nano=0)
 _UNKNOWN_RULES = Decision(Outcome.UNKNOWN_RULES)
 _WRONG_PAYER = Decision(Outcome.WRONG_PAYER)
 _UNKNOWN_REQUEST = Decision(Outcome.UNKNOWN_REQUEST)
+_NEEDS_APPROVAL = Decision(Outcome.NEEDS_APPROVAL)
+_FACT = Decision(Outcome.APPLIED)
 
 
 def decide(books: Books, event: Event, offset: int) -> Decision:
     """What `event` at `offset` of the partition of `books` comes to. Changes nothing."""
-    if isinstance(event, WalletCredited):
-        return _credit(books, event, offset)
+    if not isinstance(event, RequestEvent):
+        return _decide_other(books, event, offset)
     request = books.requests.get(event.request_id)
     if request is not None and request.status == OPEN:
         if request.wallet_id != event.wallet:
@@ -110,6 +122,45 @@ def request_of(event: RequestAccepted) -> Request:
         event.owner,
         event.at_ms,
         event.prices[0].model,
+    )
+
+
+def _decide_other(
+    books: Books,
+    event: WalletCredited | AdjustmentPosted | BalanceAsserted | KeyIssued | KeyRevoked | Fact,
+    offset: int,
+) -> Decision:
+    if isinstance(event, WalletCredited):
+        return _credit(books, event, offset)
+    if isinstance(event, AdjustmentPosted):
+        return _adjust(books, event, offset)
+    if isinstance(event, BalanceAsserted):
+        return _assert(books, event)
+    return _FACT  # the books keep nothing of it
+
+
+def _adjust(books: Books, event: AdjustmentPosted, offset: int) -> Decision:
+    before = books.adjustments.get((event.wallet, event.external_ref))
+    if before is not None:
+        same = before.asset == event.asset and before.amount_nano == event.amount_nano
+        return _DUPLICATE if same else _CONFLICT
+    if not approved(event):
+        return _NEEDS_APPROVAL
+    postings = (
+        Posting(ADJUSTMENTS, event.asset, -event.amount_nano),
+        Posting(wallet_account(event.wallet), event.asset, event.amount_nano),
+    )
+    kept = Adjustment(event.asset, event.amount_nano, event.reason, event.operator, event.approver, offset)
+    return Decision(Outcome.APPLIED, postings, adjustment=kept)
+
+
+def _assert(books: Books, event: BalanceAsserted) -> Decision:
+    has_nano = books.balance_nano(wallet_account(event.wallet), event.asset)
+    if has_nano == event.amount_nano:
+        return _FACT
+    return Decision(
+        Outcome.ASSERTION_FAILED,
+        contradiction=f"wallet {event.wallet} has {has_nano} nano {event.asset} where {event.amount_nano} is asserted",
     )
 
 
@@ -194,7 +245,7 @@ def postings_of(charge_nano: int, asset: str, payer: str, segments: tuple[Segmen
     shares = split(charge_nano, [segment.tokens for segment in segments])
     lines = [Posting(payer, asset, -charge_nano)]
     if shares.burn:
-        lines.append(Posting(BURN, asset, shares.burn))
+        lines.append(Posting(burn_account(asset), asset, shares.burn))
     earned: dict[str, int] = {}
     for segment, share in zip(segments, shares.providers, strict=True):
         earned[segment.provider] = earned.get(segment.provider, 0) + share

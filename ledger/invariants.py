@@ -1,21 +1,47 @@
-"""What must hold after every step, and in the books at any point. Each check returns what is wrong, in words."""
+"""What must hold after every step, and in the books at any point. Each check returns what is wrong, in words.
+
+The nine invariants of the design, and where each is checked:
+
+1. Every transaction sums to zero per asset, and so do all accounts together: `broken_by`, `broken_in`.
+2. Burn + providers + platform is the charge, each in its ratio: `broken_by`.
+3. Open requests and holds agree, each resolves once, no charge is above its hold, no balance below its floor:
+   `broken_by`, `broken_in`. A wallet's floor is kept by admission, not by the log: `overdrawn` names those below it.
+4. A rejected event changes nothing but the count of rejections: `broken_by`; that `apply` keeps to it is tested.
+5. One digest under any batching and interleaving: tests/unit/test_ledger_model.py.
+6. Rows and their offset commit together: tests/integration/test_projection.py.
+7. Same id, other body: conflict; same body: same outcome. tests/unit/test_ledger_core.py, and the naive model.
+8. Epochs cut by offsets, and an event is in exactly one: `Settlement`. Digest and entitlements need the books at the
+   cut: whoever closes or verifies an epoch compares them.
+9. At most one final transfer per payout: `Settlement`. Paid + pending + unclaimed is the payer's to check.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ledger.books import BURN, OPEN, PLATFORM, Books
+from ledger.books import OPEN, PLATFORM, WORLD, Account, Books, Posting, burn_account, provider_account
 from ledger.decide import Decision
 from ledger.outcomes import Outcome
+from ledger.rules import LOSSES, SANDBOX
 from ledger.split import BURN_DIVISOR, PROVIDERS_PERCENT
-from schemas.events import Event, WalletCredited
+from schemas.events import EpochClosed, Event, PayoutConfirmed, PayoutReorged, RequestEvent, UsageRecorded
+
+#: What only ever gives, in any order of events; these never have more than nothing.
+_GIVERS = frozenset((WORLD, SANDBOX, LOSSES))
 
 
-def broken_by(decision: Decision) -> list[str]:
-    """What one decision breaks: the sums of a transaction, the shares of a charge, the silence of a rejection."""
+def broken_by(decision: Decision, event: Event | None = None) -> list[str]:
+    """What one decision breaks: the sums of a transaction, the shares of a charge, the silence of a rejection; or the
+    books before it, where it asserts a balance that they do not have.
+
+    With the `event` that it is about, the shares of single providers are checked too.
+    """
     if decision.outcome is not Outcome.APPLIED:
-        changes = bool(decision.postings) or decision.request is not None or decision.credit is not None
-        return [f"a rejected event ({decision.outcome}) changes the books"] if changes else []
+        refs = (decision.request, decision.credit, decision.adjustment)
+        wrong = [decision.contradiction] if decision.contradiction else []
+        if decision.postings or any(ref is not None for ref in refs):
+            wrong.append(f"a rejected event ({decision.outcome}) changes the books")
+        return wrong
     wrong = list[str]()
     sums: dict[str, int] = {}
     for posting in decision.postings:
@@ -28,6 +54,8 @@ def broken_by(decision: Decision) -> list[str]:
         wrong.append(f"a charge of {request.charge_nano} is above its hold of {request.hold_nano}")
     if request.payer_charge_nano not in (0, request.charge_nano):
         wrong.append("the accepted payer is charged another amount than was booked")
+    if isinstance(event, UsageRecorded):
+        wrong += _unfair(decision.postings, event)
     if request.charge_nano or decision.postings:
         wrong += _shares(decision, request.charge_nano)
     return wrong
@@ -35,13 +63,13 @@ def broken_by(decision: Decision) -> list[str]:
 
 def _shares(decision: Decision, charge_nano: int) -> list[str]:
     burn = platform = providers = 0
-    for account, _, amount_nano in decision.postings:
-        if account == BURN:
-            burn += amount_nano
+    for account, asset, amount_nano in decision.postings:
+        if account.startswith("provider:"):
+            providers += amount_nano
         elif account == PLATFORM:
             platform += amount_nano
-        elif account.startswith("provider:"):
-            providers += amount_nano
+        elif account == burn_account(asset):
+            burn += amount_nano
     wrong = list[str]()
     if burn + platform + providers != charge_nano:
         wrong.append(f"burn {burn} + providers {providers} + platform {platform} is not the charge {charge_nano}")
@@ -52,21 +80,100 @@ def _shares(decision: Decision, charge_nano: int) -> list[str]:
     return wrong
 
 
+def _unfair(postings: tuple[Posting, ...], event: UsageRecorded) -> list[str]:
+    """Providers whose part is a unit or more per segment off what their tokens are worth."""
+    paid = {p.account: p.amount_nano for p in postings if p.account.startswith("provider:")}
+    pool = sum(paid.values())
+    tokens: dict[str, int] = {}
+    segments: dict[str, int] = {}
+    for segment in event.segments:
+        account = provider_account(segment.provider)
+        tokens[account] = tokens.get(account, 0) + segment.tokens
+        segments[account] = segments.get(account, 0) + 1
+    total = sum(tokens.values())
+    strangers = [f"{account} delivered nothing and gets {paid[account]}" for account in paid if account not in tokens]
+    return strangers + [
+        f"{account} gets {paid.get(account, 0)} of {pool} for {own} of {total} tokens"
+        for account, own in tokens.items()
+        if abs(paid.get(account, 0) * total - pool * own) >= segments[account] * total and total
+    ]
+
+
 def broken_in(books: Books) -> list[str]:
-    """What the books of one partition break: all accounts sum to zero per asset; what was opened is open or ended.
+    """What the books of one partition break: all accounts sum to zero per asset and keep to their side of it; what was
+    opened is open or ended; what is held is held for open requests.
 
     For books that were folded from the beginning of the log.
     """
-    wrong = list[str]()
     sums: dict[str, int] = {}
     for (_, asset), account in books.accounts.items():
         sums[asset] = sums.get(asset, 0) + account.balance_nano
-    place = f"partition {books.partition}"
-    wrong += [f"{place}: all accounts together hold {total} {asset}" for asset, total in sums.items() if total]
-    open_count = sum(request.status == OPEN for request in books.requests.values())
+    wrong = [f"all accounts together hold {total} {asset}" for asset, total in sums.items() if total]
+    wrong += _floors(books.accounts)
+    open_count = 0
+    held: dict[tuple[str, str], int] = {}
+    for request in books.requests.values():
+        if request.status == OPEN:
+            open_count += 1
+            key = (request.payer or "", request.asset or "")
+            held[key] = held.get(key, 0) + request.hold_nano
     if open_count != books.opened_count - books.ended_count:
-        wrong.append(f"{place}: {books.opened_count} opened, {books.ended_count} ended, but {open_count} are open")
+        wrong.append(f"{books.opened_count} opened, {books.ended_count} ended, but {open_count} are open")
+    for key in sorted(key for key in {*held, *books.held_nano} if held.get(key, 0) != books.held_nano.get(key, 0)):
+        wrong.append(
+            f"{books.held_nano.get(key, 0)} {key[1]} is held of {key[0]}, but {held.get(key, 0)} by its open requests"
+        )
+    return [f"partition {books.partition}: {what}" for what in wrong]
+
+
+def _floors(accounts: dict[tuple[str, str], Account]) -> list[str]:
+    wrong = list[str]()
+    for (account, asset), row in accounts.items():
+        if account in _GIVERS:
+            if row.balance_nano > 0:
+                wrong.append(f"{account} only gives, and has {row.balance_nano} {asset}")
+        elif row.balance_nano < 0 and (account in (PLATFORM, burn_account(asset)) or account.startswith("provider:")):
+            wrong.append(f"{account} only gets, and has {row.balance_nano} {asset}")
     return wrong
+
+
+class Settlement:
+    """What the facts of epochs and payments must keep to, told in the order of their partition.
+
+    The first `epoch.closed` of a number counts; later ones are of closers that lost, and mean nothing.
+    """
+
+    def __init__(self) -> None:
+        self.last: EpochClosed | None = None
+        self._paid: dict[str, str] = {}  # the transaction by the payout
+
+    def broken_by(self, event: Event, partition: int, offset: int) -> list[str]:
+        """What `event` at its place in the log breaks."""
+        if isinstance(event, EpochClosed):
+            return self._close(event, partition, offset)
+        if isinstance(event, PayoutConfirmed):
+            before = self._paid.setdefault(event.payout, event.transaction)
+            if before != event.transaction:
+                return [f"payout {event.payout} is paid by {before} and again by {event.transaction}"]
+        elif isinstance(event, PayoutReorged) and self._paid.get(event.payout) == event.transaction:
+            del self._paid[event.payout]
+        return []
+
+    def _close(self, event: EpochClosed, partition: int, offset: int) -> list[str]:
+        last = self.last
+        if last is not None and event.epoch <= last.epoch:
+            return []
+        self.last = event
+        expected = 1 if last is None else last.epoch + 1
+        wrong = list[str]()
+        if event.epoch != expected:
+            wrong.append(f"epoch {event.epoch} is closed where {expected} is next")
+        if partition >= len(event.cut) or event.cut[partition] > offset:
+            wrong.append(f"the cut of epoch {event.epoch} reaches past the event that closes it")
+        before = last.cut if last is not None else (0,) * len(event.cut)
+        if len(before) != len(event.cut) or any(new < old for old, new in zip(before, event.cut, strict=False)):
+            wrong.append(f"the cut of epoch {event.epoch} takes back what was in an epoch before it")
+        return wrong
 
 
 def overdrawn(all_books: Iterable[Books]) -> list[tuple[str, str, int]]:
@@ -104,7 +211,7 @@ class Running:
             self._balances[account, asset] = self._balances.get((account, asset), 0) + amount_nano
             self._totals[asset] = self._totals.get(asset, 0) + amount_nano
             self._touched.add((account, asset))
-        if decision.request is None or isinstance(event, WalletCredited):
+        if decision.request is None or not isinstance(event, RequestEvent):
             return
         request_id = event.request_id
         if request_id in self._ended:

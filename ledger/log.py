@@ -151,7 +151,7 @@ class LedgerWriter:
             raise LedgerUnavailable("the ledger writer is not running")
         if self._unacked >= self._backlog_max:
             raise LedgerUnavailable(f"{self._unacked} events wait for the ledger log's ack; no more are taken")
-        key = event.wallet.encode()
+        key = event.key.encode()
         partition = cached_partition_of(key, self._partitions)
         done: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
         self._waiting[partition].append(_Pending(key, dump(event), done, time.monotonic()))

@@ -12,7 +12,10 @@ Precedence, the first that holds wins. For an event about a request:
                          failed:   applied (it closes the id, so that a late accept finds already_ended)
                          others:   unknown_request
 
-For a credit: duplicate | conflict | applied.
+For a credit:          duplicate | conflict | applied
+For an adjustment:     duplicate | conflict | needs_approval | applied
+For an assertion:      assertion_failed | applied
+For any other fact:    applied (it moves the running maximum of event times and changes nothing else)
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ class Outcome(StrEnum):
     UNKNOWN_RULES = "unknown_rules"
     WRONG_PAYER = "wrong_payer"
     UNKNOWN_REQUEST = "unknown_request"
+    NEEDS_APPROVAL = "needs_approval"
+    ASSERTION_FAILED = "assertion_failed"
 
 
 MEANINGS: dict[Outcome, str] = {
@@ -50,4 +55,6 @@ MEANINGS: dict[Outcome, str] = {
     Outcome.UNKNOWN_RULES: "these books do not know its rules_version",
     Outcome.WRONG_PAYER: "the payer is neither the event's own wallet nor the sandbox",
     Outcome.UNKNOWN_REQUEST: "no such request was accepted",
+    Outcome.NEEDS_APPROVAL: "an adjustment this large needs an approver other than its operator",
+    Outcome.ASSERTION_FAILED: "the wallet does not have what was asserted",
 }

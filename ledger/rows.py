@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from ledger.books import Request
+from ledger.books import Adjustment, Request
 from schemas.events import ModelPrice
 
 
@@ -18,3 +18,8 @@ def request_of_row(row: Mapping[str, Any]) -> Request:
         prices=tuple(ModelPrice.model_validate(price) for price in json.loads(row["prices"] or "[]")),
         cap_day=None if day is None else day.isoformat(),
     )
+
+
+def adjustment_of_row(row: Mapping[str, Any]) -> Adjustment:
+    """The adjustment that a row of derived.adjustments holds."""
+    return Adjustment(**{name: row[name] for name in Adjustment._fields})

@@ -2,19 +2,27 @@
 
 The client pays for tokens delivered to it, once; nothing for a request that delivered none, nor for one whose owner
 died unadopted (C6): those tokens may never have reached it, so the platform bears them and the providers are paid.
+
+A table that requests were accepted under never changes: another way to pay is another version, and old requests keep
+theirs. `shrk ledger rules` prints what stands here; infra/docs/ledger.md says the same, and a test compares the two.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from typing import NamedTuple
 
-from ledger.money import cost_nano
-from schemas.events import How, ModelPrice, UsageRecorded
+from ledger.money import NANO, cost_nano
+from schemas.events import AdjustmentPosted, Asset, How, ModelPrice, UsageRecorded
 
 RULES_VERSION = 1
 
 SANDBOX = "platform:sandbox"
 LOSSES = "platform:losses"
+
+#: Corrections up to this, either way, need one person; above it two. It belongs to version 1 of `adjustment.posted`:
+#: another limit comes with another version of the event, so that what stands in the log comes to the same for ever.
+APPROVAL_ABOVE_NANO: dict[Asset, int] = {"SHIVER": 10_000 * NANO, "USDC": 1_000 * NANO}
 
 
 class Pays(Enum):
@@ -41,6 +49,43 @@ _VERSION_1: dict[How, Pays] = {
     How.NOT_ACKED: Pays.NOBODY,
 }
 TABLES: dict[int, dict[How, Pays]] = {1: _VERSION_1}
+
+ENDINGS: dict[How, str] = {
+    How.STOP: "the model ended its answer, also where another node went on for one that died",
+    How.LENGTH: "the budget of tokens was used up",
+    How.TOOL_CALLS: "the model called tools",
+    How.CLIENT_GONE: "the client left; it had what was delivered before",
+    How.NODE_DIED: "the node died and nobody could go on",
+    How.DEADLINE: "the time for the request ran out",
+    How.ERROR: "the engine failed",
+    How.OWNER_DIED: "the ingress died and nobody carried on",
+    How.ZERO_TOKENS: "it ended without a token",
+    How.REJECTED: "the node refused it: the context is too long",
+    How.NO_NODE: "no node took it",
+    How.NOT_ACKED: "the log did not acknowledge its accept in time, so it never began",
+}
+PAYERS: dict[Pays, str] = {Pays.CLIENT: "the client", Pays.LOSSES: LOSSES, Pays.NOBODY: "nobody"}
+
+
+class Row(NamedTuple):
+    """One line of a billing table, in words."""
+
+    how: str
+    paid_by: str
+    ending: str
+
+
+def billing_table(rules_version: int) -> list[Row]:
+    """The table for people, a row for each way to end. Raises KeyError for a version that is not ours."""
+    table = TABLES[rules_version]
+    return [Row(how.value, PAYERS[table[how]], ENDINGS[how]) for how in How]
+
+
+def approved(event: AdjustmentPosted) -> bool:
+    """Whether enough people stand behind a correction of this size."""
+    if abs(event.amount_nano) <= APPROVAL_ABOVE_NANO[event.asset]:
+        return True
+    return event.approver is not None and event.approver != event.operator
 
 
 def delivered_tokens(event: UsageRecorded) -> int:

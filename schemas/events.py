@@ -1,8 +1,9 @@
 """The facts of the ledger log, in the past tense. This file is the contract of the books.
 
-Every event is a frozen model with a stable `type` and `version`; a field that is not named here is refused, and so is a
+Every event is a frozen model with a stable `type` and `version`; a field that is not named is refused, and so is a
 value of another type (a float for an amount, say). Money is `int` in nano units (1e-9) of `asset`; times are
-milliseconds since 1970 in UTC. The Kafka key of a record is the event's `wallet`.
+milliseconds since 1970 in UTC. The Kafka key of a record is the event's `key`. The facts that concern no wallet are in
+`schemas.facts`.
 
 An event is an *input* to `ledger.decide`, in replay too: that it stands in the log does not mean that it had an effect.
 """
@@ -12,20 +13,43 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, field_validator
 
-AMOUNT_NANO_MAX = 10**18
-TOKENS_MAX = 10**9
-SEGMENTS_MAX = 16
-
-Asset = Literal["SHIVER", "USDC"]
-Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}$")]
-RequestId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
-Name = Annotated[str, Field(min_length=1, max_length=200)]
-AmountNano = Annotated[int, Field(ge=0, le=AMOUNT_NANO_MAX)]
-Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
-TimeMs = Annotated[int, Field(ge=0, le=2**53)]
-Epoch = Annotated[int, Field(ge=1, le=10**6)]
+from schemas.event_base import AMOUNT_NANO_MAX as AMOUNT_NANO_MAX
+from schemas.event_base import (
+    FROZEN,
+    SEGMENTS_MAX,
+    AmountNano,
+    Asset,
+    BalanceNano,
+    Epoch,
+    Id,
+    ModelPrice,
+    Name,
+    PositiveNano,
+    RequestEvent,
+    RequestId,
+    SignedNano,
+    Tokens,
+    WalletEvent,
+)
+from schemas.event_base import TimeMs as TimeMs
+from schemas.facts import (
+    BurnSettled,
+    EpochClosed,
+    NodeOffline,
+    NodeOnline,
+    PayoutConfirmed,
+    PayoutFailed,
+    PayoutPlanned,
+    PayoutReorged,
+    PayoutSigned,
+    PayoutSubmitted,
+    PricePublished,
+    ProviderRegistered,
+    RatePublished,
+)
+from schemas.keys import Tier
 
 
 class How(StrEnum):
@@ -45,37 +69,18 @@ class How(StrEnum):
     NOT_ACKED = "not_acked"
 
 
-class _Event(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    version: Literal[1] = 1
-    wallet: Id
-    at_ms: TimeMs
-
-
-class WalletCredited(_Event):
+class WalletCredited(WalletEvent):
     """A top-up, deposit or grant. `external_ref` makes it idempotent: it counts once per wallet."""
 
     type: Literal["wallet.credited"] = "wallet.credited"
     asset: Asset
-    amount_nano: Annotated[int, Field(gt=0, le=AMOUNT_NANO_MAX)]
+    amount_nano: PositiveNano
     external_ref: Name
     reason: Literal["top_up", "deposit", "grant"]
     operator: Name
 
 
-class ModelPrice(BaseModel):
-    """What a model costs, in nano units per token. An image token costs `image_factor` prompt tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    model: Name
-    in_nano: AmountNano
-    out_nano: AmountNano
-    image_factor: Annotated[int, Field(ge=1, le=100)] = 2
-
-
-class RequestAccepted(_Event):
+class RequestAccepted(RequestEvent):
     """A hold is open and the job goes out with it. Prices and rules are fixed here for the request's whole life."""
 
     type: Literal["request.accepted"] = "request.accepted"
@@ -91,7 +96,7 @@ class RequestAccepted(_Event):
     payer: Id  # the account: "wallet:<id>" or "platform:sandbox"
 
 
-class RequestAdopted(_Event):
+class RequestAdopted(RequestEvent):
     """Another process owns the request now; ends signed with a lower epoch no longer count."""
 
     type: Literal["request.adopted"] = "request.adopted"
@@ -103,7 +108,7 @@ class RequestAdopted(_Event):
 class Segment(BaseModel):
     """The tokens that one attempt delivered. The provider is the one fixed at dispatch."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = FROZEN
 
     node: Id
     provider: Id
@@ -112,7 +117,7 @@ class Segment(BaseModel):
     receipt: str | None = None
 
 
-class UsageRecorded(_Event):
+class UsageRecorded(RequestEvent):
     """The request ended and these tokens were delivered."""
 
     type: Literal["usage.recorded"] = "usage.recorded"
@@ -125,7 +130,7 @@ class UsageRecorded(_Event):
     segments: Annotated[tuple[Segment, ...], Field(min_length=1, max_length=SEGMENTS_MAX)]
 
 
-class RequestFailed(_Event):
+class RequestFailed(RequestEvent):
     """The request ended with nothing to pay. For an id that the log has not seen it is valid too, and closes it."""
 
     type: Literal["request.failed"] = "request.failed"
@@ -135,8 +140,78 @@ class RequestFailed(_Event):
     detail: Annotated[str, Field(max_length=200)] = ""
 
 
+class AdjustmentPosted(WalletEvent):
+    """A correction by hand: a new entry, since nothing that stands in the log is ever edited.
+
+    `external_ref` makes it idempotent, as a credit's does; the two kinds of references are apart. Above
+    `ledger.rules.APPROVAL_ABOVE_NANO` another person than the operator must have approved it.
+    """
+
+    type: Literal["adjustment.posted"] = "adjustment.posted"
+    asset: Asset
+    amount_nano: SignedNano  # what the wallet gets, or loses where it is below zero
+    reason: Name
+    operator: Name
+    external_ref: Name
+    approver: Name | None = None
+
+    @field_validator("amount_nano")
+    @classmethod
+    def _moves_something(cls, amount_nano: int) -> int:
+        if amount_nano == 0:
+            raise ValueError("an adjustment of nothing")
+        return amount_nano
+
+
+class BalanceAsserted(WalletEvent):
+    """What the wallet has at this point of its partition. Where it has not, replay says so loudly; nothing changes."""
+
+    type: Literal["balance.asserted"] = "balance.asserted"
+    asset: Asset
+    amount_nano: BalanceNano
+
+
+class KeyIssued(WalletEvent):
+    """An API key may spend from the wallet. The log never has the key, nor a hash of it."""
+
+    type: Literal["key.issued"] = "key.issued"
+    key_id: Id
+    tier: Tier
+    operator: Name
+
+
+class KeyRevoked(WalletEvent):
+    """An API key may spend no longer."""
+
+    type: Literal["key.revoked"] = "key.revoked"
+    key_id: Id
+    operator: Name
+
+
 Event = Annotated[
-    WalletCredited | RequestAccepted | RequestAdopted | UsageRecorded | RequestFailed, Field(discriminator="type")
+    WalletCredited
+    | RequestAccepted
+    | RequestAdopted
+    | UsageRecorded
+    | RequestFailed
+    | AdjustmentPosted
+    | BalanceAsserted
+    | KeyIssued
+    | KeyRevoked
+    | RatePublished
+    | PricePublished
+    | ProviderRegistered
+    | NodeOnline
+    | NodeOffline
+    | EpochClosed
+    | PayoutPlanned
+    | PayoutSigned
+    | PayoutSubmitted
+    | PayoutConfirmed
+    | PayoutFailed
+    | PayoutReorged
+    | BurnSettled,
+    Field(discriminator="type"),
 ]
 _EVENT: TypeAdapter[Event] = TypeAdapter(Event)
 
@@ -155,6 +230,11 @@ def parse(value: bytes) -> Event:
             for e in error.errors(include_input=False, include_url=False)
         )
         raise UnreadableEvent(f"not a known event: {places}") from None
+
+
+def request_id_of(event: Event) -> str | None:
+    """The request that the event is about."""
+    return event.request_id if isinstance(event, RequestEvent) else None
 
 
 def dump(event: Event) -> bytes:

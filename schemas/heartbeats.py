@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.events import Id, Name, TimeMs
+from schemas.event_base import Id, Name, TimeMs
 
 INTERVAL_S = 1.0
 #: A node or ingress unheard of for this long gets no new work.

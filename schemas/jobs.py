@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from schemas.events import Id, Name, RequestId, TimeMs
+from schemas.event_base import Id, Name, RequestId, TimeMs
 
 
 class Sampling(BaseModel):

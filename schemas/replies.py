@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from schemas.events import RequestId
+from schemas.event_base import RequestId
 
 ALIVE_INTERVAL_S = 0.5
 CLAIM_TIMEOUT_S = 2.0

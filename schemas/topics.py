@@ -12,6 +12,9 @@ LEDGER = "ledger.events"
 NODE_HEARTBEATS = "node.heartbeats"
 INGRESS_HEARTBEATS = "ingress.heartbeats"
 
+#: The key of epochs, payouts and settlement: all of them in one partition, so in one order (S6). No wallet has a colon.
+SETTLEMENT_KEY = "shiver:settlement"
+
 LEDGER_PARTITIONS_DEV = 8
 MIB = 1024 * 1024
 #: Bodies up to 1 MiB and images up to 4 MiB travel in a job, so mailboxes and their whole path take 8 MiB.

@@ -45,11 +45,12 @@ PATIENCE_S = 30.0
 
 _ORPHANS = """
 select a.*, w.partition, coalesce(r.owner_epoch, 1) as owner_epoch, r.request_id is not null as accepted,
+       r.owner as request_owner,
        n.provider_id, floor(extract(epoch from clock_timestamp()) * 1000)::bigint as now_ms
 from state.admissions a
 join state.wallets w using (wallet_id)
 left join state.ingresses i on i.boot_id = a.owner
-left join derived.requests r using (request_id)
+left join derived.requests r on r.request_id = a.request_id and r.partition = w.partition
 left join state.nodes n using (node_id)
 where case when r.request_id is null then a.admitted_at < clock_timestamp() - $1::float8 * interval '1 second'
            else r.status = 'open' and (i.boot_id is null or i.left_at is not null
@@ -117,7 +118,10 @@ class Expiry:
             await self._close_unaccepted(unaccepted)
         for row in due:
             if row["accepted"]:
-                await self._close_orphan(row)
+                try:
+                    await self._close_orphan(row)
+                except (KafkaError, TimeoutError) as error:  # this one waits for the next sweep, the others need not
+                    log.warning("request %s is not closed yet: %r", row["request_id"], error)
         await remove_dead_lanes(self._db, self._settings.kafka)
         return len(due)
 
@@ -136,15 +140,17 @@ class Expiry:
                 await self._append(row, _failed(row, How.NOT_ACKED, epoch=1))
 
     async def _close_orphan(self, row: asyncpg.Record) -> None:
-        epoch = row["owner_epoch"] + 1
         request_id = str(row["request_id"])
-        adopted = RequestAdopted(
-            wallet=row["wallet_id"], at_ms=row["now_ms"], request_id=request_id, epoch=epoch, owner=self._name
-        )
-        await asyncio.wait_for(asyncio.shield(self._writer.append(adopted)), ACK_TIMEOUT_S)
-        if not await self._won(request_id, epoch):
-            log.warning("request %s: its adoption did not win; left alone", request_id)
-            return
+        epoch = row["owner_epoch"]
+        if row["request_owner"] != self._name:  # else it is ours since an earlier sweep
+            epoch += 1
+            adopted = RequestAdopted(
+                wallet=row["wallet_id"], at_ms=row["now_ms"], request_id=request_id, epoch=epoch, owner=self._name
+            )
+            await asyncio.wait_for(asyncio.shield(self._writer.append(adopted)), ACK_TIMEOUT_S)
+            if not await self._won(request_id, epoch):
+                log.warning("request %s: its adoption did not win; left alone", request_id)
+                return
         await self._cancel(row)
         tally = await self._count(row)
         if tally is None or not tally.completion_tokens or row["provider_id"] is None:
@@ -221,7 +227,8 @@ class Expiry:
                 consumer.assign([place])
                 consumer.seek(place, row["lane_offset"])
                 end = (await consumer.end_offsets([place]))[place]
-                at = row["lane_offset"]
+                # Records may have outlived their retention; waiting for those would stop every sweep here.
+                at = max(row["lane_offset"], (await consumer.beginning_offsets([place]))[place])
                 while at < end:
                     for record in (await consumer.getmany(place, timeout_ms=500)).get(place, []):
                         at = record.offset + 1

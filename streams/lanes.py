@@ -29,15 +29,23 @@ async def remove_dead_lanes(db: asyncpg.Connection, kafka: str, window_s: float 
     )
     if row is None:
         return 0
-    names = [topics.lane(row["boot_id"], number) for number in range(row["lanes"])]
-    await asyncio.to_thread(_delete, kafka, names)
+    names = await asyncio.to_thread(_delete_all, kafka, row["boot_id"], row["lanes"])
     await db.execute("delete from state.ingresses where boot_id = $1", row["boot_id"])
     log.info("removed %d reply topics of ingress %s", len(names), row["boot_id"])
     return len(names)
 
 
-def _delete(kafka: str, names: list[str]) -> None:
+def _delete_all(kafka: str, boot_id: str, told: int) -> list[str]:
+    """The lanes that the ingress told of, and those that it had made and not told of when it died."""
     admin = AdminClient({"bootstrap.servers": kafka, "log_level": 2})
+    prefix = topics.lane(boot_id, 0).removesuffix("0")
+    found = {name for name in admin.list_topics(timeout=TIMEOUT_S).topics if name.startswith(prefix)}
+    names = sorted(found | {topics.lane(boot_id, number) for number in range(told)})
+    _delete(admin, names)
+    return names
+
+
+def _delete(admin: AdminClient, names: list[str]) -> None:
     for start in range(0, len(names), DELETE_BATCH_MAX):
         answers = admin.delete_topics(names[start : start + DELETE_BATCH_MAX], operation_timeout=TIMEOUT_S)
         for answer in answers.values():

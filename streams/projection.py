@@ -18,13 +18,22 @@ from typing import Any
 import asyncpg
 
 from ledger.apply import step
-from ledger.books import Books, Credit, Request
+from ledger.books import Adjustment, Books, Credit, Request, wallet_account
 from ledger.digest import chain_link, record_sha256
 from ledger.log import cached_partition_of
 from ledger.outcomes import Outcome
-from ledger.rows import request_of_row
+from ledger.rows import adjustment_of_row, request_of_row
 from schemas import topics
-from schemas.events import Event, UnreadableEvent, WalletCredited, parse
+from schemas.events import (
+    AdjustmentPosted,
+    BalanceAsserted,
+    Event,
+    RequestEvent,
+    UnreadableEvent,
+    WalletCredited,
+    parse,
+    request_id_of,
+)
 from streams.sql import SQL
 
 
@@ -44,12 +53,19 @@ class Slice:
         self.released: dict[str, tuple[str, int]] = {}  # the wallet, and what the admission's payer was charged
         self.changed: dict[str, Request] = {}
         self.credits: list[tuple[Any, ...]] = []
+        self.adjustments: list[tuple[Any, ...]] = []
 
     def request_ids(self) -> list[str]:
-        return list({event.request_id for event in self.events if not isinstance(event, WalletCredited)})
+        return list({event.request_id for event in self.events if isinstance(event, RequestEvent)})
 
     def credit_refs(self) -> list[tuple[str, str]]:
         return list({(e.wallet, e.external_ref) for e in self.events if isinstance(e, WalletCredited)})
+
+    def adjustment_refs(self) -> list[tuple[str, str]]:
+        return list({(e.wallet, e.external_ref) for e in self.events if isinstance(e, AdjustmentPosted)})
+
+    def asserted_accounts(self) -> list[str]:
+        return list({wallet_account(e.wallet) for e in self.events if isinstance(e, BalanceAsserted)})
 
     def fold(self, books: Books) -> None:
         """Every event through the ledger's core; what comes out is collected, nothing is written."""
@@ -58,7 +74,7 @@ class Slice:
 
     def _collect(self, offset: int, event: Event, books: Books) -> None:
         decision = step(books, event, offset)
-        request_id = None if isinstance(event, WalletCredited) else event.request_id
+        request_id = request_id_of(event)
         if decision.outcome is not Outcome.APPLIED:
             self.rejections.append((self.partition, offset, event.type, decision.outcome.value, request_id))
         for number, posting in enumerate(decision.postings):
@@ -74,6 +90,8 @@ class Slice:
             self.credits.append(
                 (event.wallet, event.external_ref, credit.asset, credit.amount_nano, self.partition, offset)
             )
+        elif decision.adjustment is not None and isinstance(event, AdjustmentPosted):
+            self.adjustments.append(_adjustment_row(event, decision.adjustment, self.partition))
 
 
 class Projection:
@@ -123,23 +141,34 @@ class Projection:
         return fresh
 
 
+async def _prefetch(db: Any, part: Slice, books: Books) -> None:
+    """What the slice's events will ask the books for."""
+    if ids := part.request_ids():
+        for row in await db.fetch(SQL["requests"], ids, part.partition):
+            books.requests[str(row["request_id"])] = request_of_row(row)
+    if refs := part.credit_refs():
+        for row in await db.fetch(SQL["credits"], *zip(*refs, strict=True)):
+            credit = Credit(row["asset"], row["amount_nano"], row["offset"])
+            books.credits[row["wallet_id"], row["external_ref"]] = credit
+    if refs := part.adjustment_refs():
+        for row in await db.fetch(SQL["adjustments"], *zip(*refs, strict=True)):
+            books.adjustments[row["wallet_id"], row["external_ref"]] = adjustment_of_row(row)
+    if accounts := part.asserted_accounts():
+        for row in await db.fetch(SQL["opening_balances"], accounts, part.partition):
+            books.opening_nano[row["account"], row["asset"]] = row["balance_nano"]
+
+
 async def _write(db: Any, partition: int, records: Sequence[Any], place: asyncpg.Record) -> None:
     part = Slice(partition, records)
     books = Books(partition, next_offset=place["next"], max_event_ms=place["max_event_ms"])
-    ids = part.request_ids()
-    if ids:
-        for row in await db.fetch(SQL["requests"], ids, partition):
-            books.requests[str(row["request_id"])] = request_of_row(row)
+    await _prefetch(db, part, books)
     known = set(books.requests)
-    if refs := part.credit_refs():
-        for row in await db.fetch(SQL["credits"], [wallet for wallet, _ in refs], [ref for _, ref in refs]):
-            credit = Credit(row["asset"], row["amount_nano"], row["offset"])
-            books.credits[row["wallet_id"], row["external_ref"]] = credit
     part.fold(books)
 
     await _copy(db, "entries", part.entries)
     await _copy(db, "requests", [_row(i, r, partition) for i, r in part.changed.items() if i not in known])
     await _copy(db, "credits", part.credits)
+    await _copy(db, "adjustments", part.adjustments)
     await _copy(db, "rejections", part.rejections)
     if updates := [_row(i, r, partition) for i, r in part.changed.items() if i in known]:
         await db.execute(SQL["update_requests"], *_columns(updates, _UPDATED), partition)
@@ -173,6 +202,17 @@ _TABLE_COLUMNS: dict[str, tuple[str, ...]] = {
     "entries": ("partition", "offset", "posting", "account", "asset", "amount_nano", "request_id", "at_ms"),
     "requests": _COLUMNS,
     "credits": ("wallet_id", "external_ref", "asset", "amount_nano", "partition", "offset"),
+    "adjustments": (
+        "wallet_id",
+        "external_ref",
+        "asset",
+        "amount_nano",
+        "reason",
+        "operator",
+        "approver",
+        "partition",
+        "offset",
+    ),
     "rejections": ("partition", "offset", "type", "code", "request_id"),
 }
 
@@ -182,6 +222,11 @@ def _row(request_id: str, request: Request, partition: int) -> tuple[Any, ...]:
     values["prices"] = json.dumps([price.model_dump() for price in request.prices]) if request.prices else None
     values["cap_day"] = _day(request.cap_day)
     return (request_id, partition, *values.values())
+
+
+def _adjustment_row(event: AdjustmentPosted, kept: Adjustment, partition: int) -> tuple[Any, ...]:
+    *fields, offset = kept
+    return (event.wallet, event.external_ref, *fields, partition, offset)
 
 
 def _columns(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> list[list[Any]]:
@@ -207,7 +252,7 @@ def _parse(partition: int, record: Any) -> Event:
         event = parse(record.value or b"")
     except UnreadableEvent as error:
         raise ProjectionStopped(f"{topics.LEDGER} partition {partition} offset {record.offset}: {error}") from None
-    if event.wallet.encode() != record.key:
+    if event.key.encode() != record.key:
         raise ProjectionStopped(
             f"{topics.LEDGER} partition {partition} offset {record.offset}: its key is not its wallet"
         )

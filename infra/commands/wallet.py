@@ -1,4 +1,4 @@
-"""`shrk wallet`: create, show and credit wallets."""
+"""`shrk wallet`: create, show, credit and correct wallets."""
 
 import asyncio
 import getpass
@@ -78,6 +78,37 @@ def credit(wallet_id: str, amount: str, ref: str | None, reason: accounts.Reason
         click.echo(f"shrk: the credit's reference is {reference}", err=True)
         raise
     click.echo(f"credited {amount} to {wallet_id} (reference {reference})")
+
+
+@wallet.command(context_settings={"ignore_unknown_options": True})  # a negative amount is no option
+@click.argument("wallet_id")
+@click.argument("amount")
+@click.option("--reason", required=True, help="Why, for whoever reads the books.")
+@click.option("--ref", default=None, help="Counts once: repeat the command with it, and nothing is booked twice.")
+@click.option("--approver", default=None, help="Who else agrees; needed for large amounts.")
+def adjust(wallet_id: str, amount: str, reason: str, ref: str | None, approver: str | None) -> None:
+    """Correct WALLET_ID by AMOUNT (decimal, of the wallet's asset; below zero it takes), by an event in the ledger log.
+
+    Nothing that was booked is ever edited: this is a new entry, against the account `adjustments`.
+    """
+    from infra.append import appending
+
+    amount_nano = accounts.parse_signed_amount(amount)
+    reference = ref or f"shrk:{secrets.token_hex(8)}"
+    settings = _settings()
+    append = appending(settings.kafka, settings.ledger_partitions)
+
+    async def run() -> None:
+        async with accounts.connected(settings.database_url) as db:
+            operator = getpass.getuser()
+            await accounts.adjust(db, append, wallet_id, amount_nano, reference, operator, reason, approver)
+
+    try:
+        asyncio.run(run())
+    except Exception:
+        click.echo(f"shrk: the adjustment's reference is {reference}", err=True)
+        raise
+    click.echo(f"adjusted {wallet_id} by {amount} (reference {reference})")
 
 
 def _settings() -> Settings:

@@ -54,6 +54,9 @@ create table state.rates (
     set_at        timestamptz not null default now()
 );
 
+-- Until an operator sets them: admission needs a rate for every asset.
+insert into state.rates (asset, nano_usd, source) values ('SHIVER', 100000, 'default'), ('USDC', 1000000000, 'default');
+
 create table state.providers (
     provider_id text primary key,
     name        text not null,
@@ -95,6 +98,7 @@ create table state.admissions (
     hold_nano     bigint not null check (hold_nano >= 0),
     hold_nano_usd bigint not null check (hold_nano_usd >= 0), -- counted against cap_day; 0 without one
     cap_day       date,
+    rate_nano_usd bigint,                                   -- of the asset at admission, for all that cap_day counts
     slot          boolean not null default true,
     owner         text not null,                            -- boot id of the ingress
     node_id       text not null,

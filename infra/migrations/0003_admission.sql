@@ -70,7 +70,13 @@ begin
         hold_nano_usd := state.to_nano_usd(a_hold_nano, rate_nano_usd);
         select d.used_nano_usd into day_used from state.sandbox_days d
             where d.owner_id = w.owner_id and d.day = cap_day for no key update;
-        available_nano := a_cap_nano_usd - coalesce(day_used, 0);
+        if not found then
+            -- There must be a row to lock: two wallets of one owner may both be at the day's first request.
+            insert into state.sandbox_days (owner_id, day) values (w.owner_id, cap_day) on conflict do nothing;
+            select d.used_nano_usd into day_used from state.sandbox_days d
+                where d.owner_id = w.owner_id and d.day = cap_day for no key update;
+        end if;
+        available_nano := a_cap_nano_usd - day_used;
         if available_nano < hold_nano_usd then
             outcome := 'daily_cap_exceeded';
             return;
@@ -92,13 +98,13 @@ begin
 
     -- After this point the call succeeds.
     insert into state.admissions (request_id, key_id, wallet_id, owner_id, payer, asset, hold_nano, hold_nano_usd,
-                                  cap_day, owner, node_id, model, lane, lane_offset)
+                                  cap_day, rate_nano_usd, owner, node_id, model, lane, lane_offset)
         values (a_request_id, k.key_id, w.wallet_id, w.owner_id, payer, w.asset, a_hold_nano, hold_nano_usd,
-                cap_day, a_owner, a_node_id, a_model, a_lane, a_lane_offset);
+                cap_day, rate_nano_usd, a_owner, a_node_id, a_model, a_lane, a_lane_offset);
     update state.keys set open_requests = open_requests + 1 where key_id = k.key_id;
     if k.tier = 'dev' then
-        insert into state.sandbox_days as d (owner_id, day, used_nano_usd) values (w.owner_id, cap_day, hold_nano_usd)
-            on conflict (owner_id, day) do update set used_nano_usd = d.used_nano_usd + excluded.used_nano_usd;
+        update state.sandbox_days d set used_nano_usd = d.used_nano_usd + hold_nano_usd
+            where d.owner_id = w.owner_id and d.day = cap_day;
     else
         update state.wallets set held_nano = held_nano + a_hold_nano where wallets.wallet_id = w.wallet_id;
     end if;
@@ -130,8 +136,7 @@ begin
     if not found or not a.slot or a_charge_nano > a.hold_nano then
         return false;
     end if;
-    usd := case when a.cap_day is null then 0 else least(a.hold_nano_usd, state.to_nano_usd(a_charge_nano,
-        (select nano_usd from state.rates r where r.asset = a.asset))) end;
+    usd := case when a.cap_day is null then 0 else state.to_nano_usd(a_charge_nano, a.rate_nano_usd) end;
     update state.admissions set slot = false, hold_nano = a_charge_nano, hold_nano_usd = usd
         where request_id = a_request_id;
     update state.keys set open_requests = open_requests - 1 where key_id = a.key_id;
@@ -160,8 +165,8 @@ begin
         select * from unnest(a_request_ids, a_wallet_ids, a_charges_nano) as e (request_id, wallet_id, charge_nano)
     ), gone as (
         delete from state.admissions a using ended e where a.request_id = e.request_id and a.wallet_id = e.wallet_id
-        returning a.*, case when a.cap_day is null then 0 else least(a.hold_nano_usd, state.to_nano_usd(e.charge_nano,
-            (select nano_usd from state.rates r where r.asset = a.asset))) end as kept_nano_usd
+        returning a.*, case when a.cap_day is null then 0
+                            else state.to_nano_usd(e.charge_nano, a.rate_nano_usd) end as kept_nano_usd
     ), freed_slots as (
         update state.keys k set open_requests = open_requests - g.n
         from (select key_id, count(*) as n from gone where slot group by key_id) g where k.key_id = g.key_id
@@ -191,10 +196,10 @@ begin
     -- a row of keys and then wait for us at the next table, while we wait for that row.
     lock table state.keys, state.wallets, state.sandbox_days, state.admissions in exclusive mode;
     insert into state.admissions (request_id, key_id, wallet_id, owner_id, payer, asset, hold_nano, hold_nano_usd,
-                                  cap_day, owner, node_id, model, lane, lane_offset)
+                                  cap_day, rate_nano_usd, owner, node_id, model, lane, lane_offset)
         select r.request_id, r.key_id, r.wallet_id, w.owner_id, r.payer, r.asset, r.hold_nano,
                case when r.cap_day is null then 0 else state.to_nano_usd(r.hold_nano, r.rate_nano_usd) end,
-               r.cap_day, r.owner, '', r.model, '', 0
+               r.cap_day, r.rate_nano_usd, r.owner, '', r.model, '', 0
         from derived.requests r join state.wallets w using (wallet_id)
         where r.status = 'open'
         on conflict do nothing;
@@ -207,6 +212,8 @@ begin
         from (select w2.wallet_id, coalesce(sum(a.hold_nano), 0)::bigint as held_nano from state.wallets w2
               left join state.admissions a on a.payer = 'wallet:' || w2.wallet_id group by w2.wallet_id) n
         where w.wallet_id = n.wallet_id and w.held_nano <> n.held_nano;
+    update state.sandbox_days set used_nano_usd = 0
+        where day >= (clock_timestamp() at time zone 'UTC')::date - 1 and used_nano_usd <> 0;
     insert into state.sandbox_days as d (owner_id, day, used_nano_usd)
         select owner_id, day, sum(nano_usd)::bigint from (
             select a.owner_id, a.cap_day as day, a.hold_nano_usd as nano_usd

@@ -15,9 +15,12 @@ from infra.kafka.topics import create_topics
 from ledger.reader import Record
 from schemas import events, topics
 from schemas.events import (
+    AdjustmentPosted,
+    BalanceAsserted,
     Event,
     How,
     ModelPrice,
+    RatePublished,
     RequestAccepted,
     RequestAdopted,
     RequestFailed,
@@ -39,6 +42,15 @@ def new_id(at_ms: int = T0_MS) -> str:
 def credited(wallet: str, amount_nano: int = 10**12, ref: str = "ref", **more: Any) -> WalletCredited:
     fields: dict[str, Any] = {"at_ms": T0_MS, "asset": "SHIVER", "reason": "grant", "operator": "test"} | more
     return WalletCredited(wallet=wallet, amount_nano=amount_nano, external_ref=ref, **fields)
+
+
+def adjusted(wallet: str, amount_nano: int = -5, ref: str = "ref", **more: Any) -> AdjustmentPosted:
+    fields: dict[str, Any] = {"at_ms": T0_MS, "asset": "SHIVER", "reason": "why", "operator": "test"} | more
+    return AdjustmentPosted(wallet=wallet, amount_nano=amount_nano, external_ref=ref, **fields)
+
+
+def asserted(wallet: str, amount_nano: int) -> BalanceAsserted:
+    return BalanceAsserted(wallet=wallet, at_ms=T0_MS, asset="SHIVER", amount_nano=amount_nano)
 
 
 def accepted(request_id: str, wallet: str = "w", **more: Any) -> RequestAccepted:
@@ -80,7 +92,7 @@ def failed(request_id: str, wallet: str = "w", **more: Any) -> RequestFailed:
 
 def records(partition: int, many: Iterable[Event], first: int = 0) -> list[Record]:
     """The events as they would stand in `partition` from offset `first` on."""
-    return [Record(partition, first + i, e.wallet.encode(), events.dump(e)) for i, e in enumerate(many)]
+    return [Record(partition, first + i, e.key.encode(), events.dump(e)) for i, e in enumerate(many)]
 
 
 def wallet_in(partition: int, partitions: int, nth: int = 0) -> str:
@@ -96,13 +108,18 @@ def wallet_in(partition: int, partitions: int, nth: int = 0) -> str:
 
 
 def load(seed: int, requests: int, wallets: int = 20) -> list[Event]:
-    """A mixed load in the order of one writer: credits, lives of requests of every kind, duplicates, stray ends."""
+    """A mixed load in the order of one writer: credits, lives of requests of every kind, duplicates, stray ends.
+
+    Every fifth wallet has USDC.
+    """
     rng = random.Random(seed)
-    out: list[Event] = [credited(f"w{n}", 10**15) for n in range(wallets)]
+    assets = {f"w{n}": "USDC" if n % 5 == 4 else "SHIVER" for n in range(wallets)}
+    out: list[Event] = [credited(wallet, 10**15, asset=asset) for wallet, asset in assets.items()]
     for number in range(requests):
         wallet, at_ms = f"w{rng.randrange(wallets)}", T0_MS + number
         rid = uuid7(at_ms, rng.randbytes(10))
-        begin = accepted(rid, wallet, at_ms=at_ms, payer=rng.choice([f"wallet:{wallet}", "platform:sandbox"]))
+        payer = rng.choice([f"wallet:{wallet}", "platform:sandbox"])
+        begin = accepted(rid, wallet, at_ms=at_ms, payer=payer, asset=assets[wallet])
         end = rng.choice(
             [
                 usage(rid, rng.randrange(1, 500), wallet, how=rng.choice(list(How)), at_ms=at_ms),
@@ -124,6 +141,8 @@ def load(seed: int, requests: int, wallets: int = 20) -> list[Event]:
                 out += [begin, begin.model_copy(update={"hold_nano": 1})]
             case 5:
                 out += [credited(wallet, ref=f"ref{number % 50}")]
+                out += [RatePublished(at_ms=at_ms, asset="SHIVER", rate_nano_usd=1 + number, source="test")]
+                out += [adjusted(wallet, rng.choice([-5, 5, 10**16]), f"ref{number % 50}", approver="another")]
             case _:
                 out += [begin, end]
     return out

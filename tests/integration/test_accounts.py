@@ -17,7 +17,7 @@ from infra.errors import AccountRefused, Unreachable
 from infra.kafka.topics import create_topics
 from infra.ports import free_port
 from infra.state import StateFolder
-from schemas.events import WalletCredited, parse
+from schemas.events import AdjustmentPosted, WalletCredited, parse
 from schemas.topics import LEDGER, LEDGER_PARTITIONS_DEV, ledger_topic, partition_of
 
 
@@ -35,8 +35,8 @@ async def wallet(db: Any) -> str:
     return name
 
 
-class Log(list[WalletCredited]):
-    async def append_event(self, event: WalletCredited) -> None:
+class Log(list[Any]):
+    async def append_event(self, event: WalletCredited | AdjustmentPosted) -> None:
         self.append(event)
 
 
@@ -82,6 +82,30 @@ async def test_a_reference_credits_one_wallet_with_one_amount(db: Any, wallet: s
     with pytest.raises(AccountRefused, match="no wallet nobody"):
         await accounts.credit(db, log.append_event, "nobody", 1, "other", "op")
     assert len(log) == 2
+
+
+async def test_a_correction_names_who_and_why_and_counts_once(db: Any, wallet: str) -> None:
+    log, ref = Log(), f"ref-{wallet}"
+    for _ in range(2):
+        await accounts.adjust(db, log.append_event, wallet, -5, ref, "op", "booked twice")
+    assert [(e.amount_nano, e.external_ref, e.operator, e.reason) for e in log] == [(-5, ref, "op", "booked twice")] * 2
+    await accounts.credit(db, log.append_event, wallet, 5, ref, "op")  # a credit's references are others
+    with pytest.raises(AccountRefused, match=f"reference {ref} stands for -0.000000005 SHIVER to {wallet}"):
+        await accounts.adjust(db, log.append_event, wallet, 5, ref, "op", "booked twice")
+    with pytest.raises(AccountRefused, match="no wallet nobody"):
+        await accounts.adjust(db, log.append_event, "nobody", 5, "other", "op", "why")
+    with pytest.raises(AccountRefused, match="1 to 200 characters"):
+        await accounts.adjust(db, log.append_event, wallet, 5, "other", "op", "")
+    assert len(log) == 3
+
+
+async def test_a_large_correction_needs_a_second_person(db: Any, wallet: str) -> None:
+    log, ref, large = Log(), f"ref-{wallet}", -10_001 * accounts.NANO
+    for approver in (None, "op"):
+        with pytest.raises(AccountRefused, match="above 10000 SHIVER an adjustment needs --approver"):
+            await accounts.adjust(db, log.append_event, wallet, large, ref, "op", "why", approver)
+    await accounts.adjust(db, log.append_event, wallet, large, ref, "op", "why", "another")
+    assert [(e.amount_nano, e.approver) for e in log] == [(large, "another")]
 
 
 async def test_a_credit_reaches_the_log_under_its_wallet_s_key(db: Any, wallet: str, kafka: str) -> None:
@@ -135,6 +159,17 @@ async def test_registering_again_keeps_what_an_operator_changed(db: Any) -> None
 )
 def test_amounts_are_exact(text: str, nano: int) -> None:
     assert accounts.parse_amount(text) == nano
+
+
+@pytest.mark.parametrize(("text", "nano"), [("1.5", 1_500_000_000), ("-1.5", -1_500_000_000)])
+def test_a_correction_goes_either_way(text: str, nano: int) -> None:
+    assert accounts.parse_signed_amount(text) == nano
+
+
+@pytest.mark.parametrize("text", ["-", "--1", "-0", "0"])
+def test_a_correction_of_nothing_is_refused(text: str) -> None:
+    with pytest.raises(AccountRefused):
+        accounts.parse_signed_amount(text)
 
 
 @pytest.mark.parametrize("text", ["", "x", "0", "-1", "0.0000000001", "nan", "inf", "1e19"])

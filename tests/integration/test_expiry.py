@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 import pytest
 import pytest_asyncio
+from confluent_kafka import OFFSET_END, TopicPartition
+from confluent_kafka.admin import AdminClient
 from ledger_kit import MODEL, PRICE, accepted, adopted, new_id, usage, wallet_in
 
 from infra.kafka.topics import create_topics, list_topics
@@ -19,6 +22,7 @@ from schemas import replies, topics
 from schemas.settings import Settings
 from streams import readiness
 from streams.expiry import Expiry
+from streams.lanes import remove_dead_lanes
 from streams.projection import Projection
 
 P = 4
@@ -210,6 +214,24 @@ async def test_c3_the_request_of_a_living_owner_is_left_alone(world: World) -> N
     assert (await world.request(rid))["status"] == "open"
 
 
+async def test_c3_an_adoption_that_did_not_win_is_followed_by_nothing(world: World) -> None:
+    """The owner's end stands in the log, unread, when the sweep begins: its job is not cancelled, nor ended again."""
+    rid = await world.admit()
+    await world.writer.append(accepted(rid, W))
+    async with world.projecting():
+        await world.settled()
+    await world.writer.append(usage(rid, 5, W))
+    async with world.expiry() as expiry:
+        sweep = asyncio.create_task(expiry.sweep())
+        async with world.projecting():
+            await sweep
+            await world.settled()
+    row = await world.request(rid)
+    assert (row["status"], row["how"], row["owner_epoch"]) == ("charged", "stop", 1)
+    rejected = await world.db.fetch("select type, code from derived.rejections")
+    assert [tuple(r) for r in rejected] == [("request.adopted", "already_ended")]
+
+
 async def test_c1_an_admission_without_an_accept_is_closed_behind_it(world: World) -> None:
     old, young = await world.admit(age_s=20), await world.admit(age_s=8)
     async with world.projecting(), world.expiry() as expiry:
@@ -305,3 +327,55 @@ async def test_c2_a_sweep_cut_off_anywhere_is_finished_by_the_next(world: World,
     row = await world.request(rid)
     assert (row["status"], row["how"]) == ("charged" if tokens else "failed", "owner_died")
     assert await world.is_free()
+
+
+@pytest.mark.parametrize("loss", ["expired", "gone"])
+async def test_c6_a_lane_that_cannot_be_counted_any_more_stops_neither_its_request_nor_the_next(
+    world: World, loss: str
+) -> None:
+    """Streams was away for longer than a lane keeps its records, or somebody has removed the topic."""
+    first, second = await world.admit(), await world.admit()
+    for number, rid in enumerate((first, second)):
+        await world.answer(number, rid, tokens=3)
+        await world.writer.append(accepted(rid, W))
+    await asyncio.to_thread(_lose, world.settings.kafka, topics.lane(BOOT, 0), whole=loss == "gone")
+    async with world.projecting(), world.expiry() as expiry:
+        await world.settled()
+        assert await expiry.sweep() == 2
+        await world.settled()
+    ends = [await world.request(rid) for rid in (first, second)]
+    assert [(row["status"], row["completion_tokens"]) for row in ends] == [("failed", 0), ("charged", 3)]
+    assert await world.is_free()
+
+
+def _lose(kafka: str, lane: str, *, whole: bool) -> None:
+    admin = AdminClient({"bootstrap.servers": kafka, "log_level": 0})
+    if not whole:
+        place = TopicPartition(lane, 0, OFFSET_END)
+        admin.delete_records([place])[place].result(10)
+        return
+    admin.delete_topics([lane])[lane].result(10)
+    until_s = time.monotonic() + 10
+    while lane in list_topics(kafka) and time.monotonic() < until_s:
+        time.sleep(0.05)
+
+
+async def test_lanes_are_kept_for_the_window_and_while_a_request_needs_them(world: World) -> None:
+    db, kafka = world.db, world.settings.kafka
+    async with db.acquire() as connection:
+        assert await remove_dead_lanes(connection, kafka, window_s=120) == 0  # dead for a minute
+        await world.admit()
+        assert await remove_dead_lanes(connection, kafka, window_s=30) == 0
+        await db.execute("delete from state.admissions")
+        assert await remove_dead_lanes(connection, kafka, window_s=30) >= 3
+        assert await remove_dead_lanes(connection, kafka, window_s=30) == 0
+
+
+async def test_lanes_that_their_ingress_had_not_told_of_are_removed_too(world: World) -> None:
+    """It died between making a block of lanes and writing it into its row."""
+    await world.db.execute("update state.ingresses set lanes = 1")
+    async with world.db.acquire() as connection:
+        await remove_dead_lanes(connection, world.settings.kafka, window_s=30)
+    async with asyncio.timeout(10):
+        while any(BOOT in name for name in await asyncio.to_thread(list_topics, world.settings.kafka)):
+            await asyncio.sleep(0.05)

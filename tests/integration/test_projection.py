@@ -8,7 +8,20 @@ from typing import Any
 
 import asyncpg
 import pytest
-from ledger_kit import T0_MS, accepted, adopted, credited, failed, load, new_id, records, usage, wallet_in
+from ledger_kit import (
+    T0_MS,
+    accepted,
+    adjusted,
+    adopted,
+    asserted,
+    credited,
+    failed,
+    load,
+    new_id,
+    records,
+    usage,
+    wallet_in,
+)
 
 from ledger.apply import step
 from ledger.books import Books
@@ -20,6 +33,7 @@ from streams.projection import Projection, ProjectionStopped
 
 P = 4
 W = wallet_in(0, P)
+TABLES = ("accounts", "entries", "requests", "credits", "adjustments", "rejections")
 
 
 async def assign(db: Any, partitions: int = P) -> None:
@@ -39,7 +53,7 @@ async def projection(books: asyncpg.Pool) -> Projection:
 def by_partition(many: list[Any]) -> dict[int, list[Record]]:
     out: dict[int, list[Record]] = {p: [] for p in range(P)}
     for event in many:
-        partition = cached_partition_of(event.wallet.encode(), P)
+        partition = cached_partition_of(event.key.encode(), P)
         out[partition] += records(partition, [event], len(out[partition]))
     return out
 
@@ -52,7 +66,7 @@ async def balances(db: Any) -> dict[tuple[str, str, int], tuple[int, int]]:
 async def everything(db: Any) -> dict[str, list[Any]]:
     """Every row of schema derived, in order."""
     out = {}
-    for table in ("offsets", "accounts", "entries", "requests", "credits", "rejections"):
+    for table in ("offsets", *TABLES):
         out[table] = [tuple(r) for r in await db.fetch(f"select t.* from derived.{table} t order by t::text")]
     return out
 
@@ -73,14 +87,17 @@ async def test_the_rows_are_what_the_fold_says(projection: Projection, books: as
         for at in range(0, len(rows), 97):
             await projection.apply(partition, rows[at : at + 97])
     assert await balances(books) == folded(log)
-    assert await books.fetchval("select sum(amount_nano) from derived.entries") == 0
+    sums = await books.fetch("select asset, sum(amount_nano) as nano from derived.entries group by asset")
+    assert {row["asset"]: row["nano"] for row in sums} == {"SHIVER": 0, "USDC": 0}
+    burns = await books.fetch("select distinct account, asset from derived.accounts where account like 'burn%'")
+    assert {tuple(row) for row in burns} == {("burn", "SHIVER"), ("burn:pending", "USDC")}
 
 
 async def test_s6_any_slicing_and_interleaving_gives_the_same_rows(projection: Projection, books: asyncpg.Pool) -> None:
     log = by_partition(load(2, 300))
 
     async def fill(size: int) -> dict[str, list[Any]]:
-        for table in ("accounts", "entries", "requests", "credits", "rejections", "offsets"):
+        for table in ("offsets", *TABLES):
             await books.execute(f"truncate derived.{table}")
         await assign(books)
 
@@ -212,6 +229,27 @@ async def test_s3_a_worker_that_hangs_in_a_transaction_lets_go(projection: Proje
     async with asyncio.timeout(5):
         assert await projection.apply(0, records(0, [credited(W)])) == 1
     await books.release(hung)
+
+
+async def test_an_adjustment_counts_once_over_slices(projection: Projection, books: asyncpg.Pool) -> None:
+    await projection.apply(0, records(0, [credited(W, 100), adjusted(W, -7), adjusted(W, -7)]))
+    await projection.apply(0, records(0, [adjusted(W, -7), adjusted(W, 7), adjusted(W, 10**15, "big")], first=3))
+    codes = await books.fetch('select code from derived.rejections order by "offset"')
+    assert [row["code"] for row in codes] == ["duplicate", "duplicate", "conflict", "needs_approval"]
+    assert tuple(await books.fetchrow("select * from derived.adjustments")) == (
+        W, "ref", "SHIVER", -7, "why", "test", None, 0, 1
+    )  # fmt: skip
+    assert (await balances(books))[f"wallet:{W}", "SHIVER", 0] == (93, 2)
+    assert (await balances(books))["adjustments", "SHIVER", 0] == (7, 1)
+
+
+async def test_an_assertion_knows_what_earlier_slices_booked(projection: Projection, books: asyncpg.Pool) -> None:
+    await projection.apply(0, records(0, [credited(W, 100), asserted(W, 100)]))
+    await projection.apply(0, records(0, [asserted(W, 100), credited(W, 1, "b"), asserted(W, 101)], first=2))
+    assert await books.fetchval("select count(*) from derived.rejections") == 0
+    await projection.apply(0, records(0, [asserted(W, 100), credited(W, 1, "c")], first=5))
+    assert await books.fetchval("select code from derived.rejections") == "assertion_failed"
+    assert (await balances(books))[f"wallet:{W}", "SHIVER", 0] == (102, 3)  # and the projection goes on
 
 
 async def admission(db: Any, wallet: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 from books_kit import P, append_all, project, shrk
-from ledger_kit import accepted, credited, load, new_id, usage
+from ledger_kit import accepted, asserted, credited, load, new_id, usage
 
 from ledger.log import cached_partition_of
 from schemas import topics
@@ -39,6 +39,7 @@ async def test_replay_equals_the_projection_to_the_row(ledger_log: str, books: a
         "update derived.offsets set chain = 'x' where partition = 2",
         "delete from derived.rejections where partition = 1",
         "insert into derived.credits values ('w', 'ref', 'SHIVER', 1, 0, 0)",
+        "update derived.adjustments set reason = 'another'",
     ],
 )
 async def test_compare_finds_a_row_that_differs(
@@ -61,6 +62,18 @@ async def test_c9_a_log_that_is_shorter_than_the_books_is_said(
     result = await shrk(ledger_log, books_url, "replay", "--compare")
     assert result.exit_code == 1
     assert "but the books have read to 6" in result.output
+
+
+async def test_replay_names_the_place_of_an_assertion_that_fails(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    await append_all(ledger_log, [credited("w1", 100), asserted("w1", 100), asserted("w1", 99)])
+    await project(ledger_log, books)
+    result = await shrk(ledger_log, books_url, "replay", "--compare")
+    assert result.exit_code == 1
+    place = f"ledger.events partition {cached_partition_of(b'w1', P)} offset 2"
+    assert f"broken: {place}: wallet w1 has 100 nano SHIVER where 99 is asserted" in result.output
+    assert "PostgreSQL is the same at these offsets" in result.output
 
 
 async def test_entries_of_a_request_sum_to_zero(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:

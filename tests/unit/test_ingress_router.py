@@ -87,3 +87,13 @@ async def test_waiting_ends_in_none_and_at_once_without_a_node() -> None:
     assert router.reserve("m") is not None
     assert await router.wait("m", 0.01) is None
     assert not router._waiters
+
+
+async def test_a_slot_that_came_free_before_the_wait_is_taken_at_once() -> None:
+    router = Router("me")
+    router.hear(_beat("n"))
+    node = router.reserve("m")
+    assert node is not None
+    assert router.reserve("m") is None
+    router.release(node)  # nobody waits yet, and nothing else will happen
+    assert await router.wait("m", 0.01) is node

@@ -17,12 +17,15 @@ from ledger.digest import chain_link
 from ledger.invariants import broken_by, broken_in, overdrawn
 from ledger.money import NANO, cost_nano, format_amount
 from ledger.outcomes import MEANINGS, Outcome
-from ledger.rules import TABLES, Pays, charge_nano, who_pays
+from ledger.rules import APPROVAL_ABOVE_NANO, TABLES, Pays, charge_nano, who_pays
 from ledger.split import apportion, split
 from schemas.events import (
+    AdjustmentPosted,
+    BalanceAsserted,
     Event,
     How,
     ModelPrice,
+    RatePublished,
     RequestAccepted,
     RequestAdopted,
     RequestFailed,
@@ -83,6 +86,20 @@ def credit(ref: str = "r", amount_nano: int = NANO, **more: Any) -> WalletCredit
     return WalletCredited(external_ref=ref, amount_nano=amount_nano, **(fields | more))
 
 
+def adjust(ref: str = "r", amount_nano: int = -5, **more: Any) -> AdjustmentPosted:
+    fields: dict[str, Any] = {"wallet": "w", "at_ms": T0, "asset": "SHIVER", "reason": "why", "operator": "o"}
+    return AdjustmentPosted(external_ref=ref, amount_nano=amount_nano, **(fields | more))
+
+
+def claim(amount_nano: int, **more: Any) -> BalanceAsserted:
+    fields: dict[str, Any] = {"wallet": "w", "at_ms": T0, "asset": "SHIVER"}
+    return BalanceAsserted(amount_nano=amount_nano, **(fields | more))
+
+
+def rate(at_ms: int = T0) -> RatePublished:
+    return RatePublished(at_ms=at_ms, asset="SHIVER", rate_nano_usd=1, source="s")
+
+
 def run(*many: Event, books: Books | None = None) -> tuple[Books, list[Decision]]:
     """Fold, with every invariant after every step and every rejection silent."""
     books = books or Books(0)
@@ -90,7 +107,8 @@ def run(*many: Event, books: Books | None = None) -> tuple[Books, list[Decision]
     for offset, event in enumerate(many, books.next_offset):
         before = picture(books)
         decision = step(books, event, offset)
-        assert broken_by(decision) == []
+        failed = decision.outcome is Outcome.ASSERTION_FAILED
+        assert broken_by(decision, event) == ([decision.contradiction] if failed else [])
         assert broken_in(books) == []
         if decision.outcome is not Outcome.APPLIED:
             assert picture(books) == before
@@ -101,7 +119,7 @@ def run(*many: Event, books: Books | None = None) -> tuple[Books, list[Decision]
 def picture(books: Books) -> object:
     """All that an event may change, but for the count of rejections and the place."""
     accounts = {key: (row.balance_nano, row.entries) for key, row in books.accounts.items()}
-    return accounts, dict(books.requests), dict(books.credits), books.max_event_ms
+    return accounts, dict(books.requests), dict(books.credits), dict(books.adjustments), books.max_event_ms
 
 
 def balances(books: Books) -> dict[str, int]:
@@ -109,6 +127,7 @@ def balances(books: Books) -> dict[str, int]:
 
 
 LATER = credit("later", at_ms=T0 + 2 * DAY_MS)
+LIMIT = APPROVAL_ABOVE_NANO["SHIVER"]
 
 # name, what stands in the log before, the event, its outcome
 OUTCOMES: list[tuple[str, list[Event], Event, Outcome]] = [
@@ -164,6 +183,41 @@ OUTCOMES: list[tuple[str, list[Event], Event, Outcome]] = [
     ("too old before unknown rules", [LATER], accept(rules_version=9), Outcome.TOO_OLD),
     ("not too old while it is open", [accept(), LATER], use(), Outcome.APPLIED),
     ("not too old at a day exactly", [credit("d", at_ms=T0 + DAY_MS)], accept(), Outcome.APPLIED),
+    ("adjustment down", [], adjust(), Outcome.APPLIED),
+    ("adjustment up", [], adjust(amount_nano=5), Outcome.APPLIED),
+    ("adjustment again", [adjust()], adjust(), Outcome.DUPLICATE),
+    ("adjustment again, told otherwise", [adjust()], adjust(operator="x", reason="y"), Outcome.DUPLICATE),
+    ("adjustment of the same ref, other sign", [adjust()], adjust(amount_nano=5), Outcome.CONFLICT),
+    ("adjustment of the same ref, other asset", [adjust()], adjust(asset="USDC"), Outcome.CONFLICT),
+    ("adjustment of another wallet's ref", [adjust()], adjust(wallet="v"), Outcome.APPLIED),
+    ("adjustment of a credit's ref", [credit()], adjust(amount_nano=NANO), Outcome.APPLIED),
+    ("credit of an adjustment's ref", [adjust(amount_nano=NANO)], credit(), Outcome.APPLIED),
+    ("adjustment at the limit", [], adjust(amount_nano=LIMIT), Outcome.APPLIED),
+    ("adjustment above the limit", [], adjust(amount_nano=LIMIT + 1), Outcome.NEEDS_APPROVAL),
+    ("adjustment below minus the limit", [], adjust(amount_nano=-LIMIT - 1), Outcome.NEEDS_APPROVAL),
+    ("the limit is the asset's", [], adjust(amount_nano=LIMIT, asset="USDC"), Outcome.NEEDS_APPROVAL),
+    ("approved by its own operator", [], adjust(amount_nano=LIMIT + 1, approver="o"), Outcome.NEEDS_APPROVAL),
+    ("approved", [], adjust(amount_nano=LIMIT + 1, approver="p"), Outcome.APPLIED),
+    (
+        "approved the second time",
+        [adjust(amount_nano=LIMIT + 1)],
+        adjust(amount_nano=LIMIT + 1, approver="p"),
+        Outcome.APPLIED,
+    ),
+    ("conflict before needs approval", [adjust(amount_nano=9)], adjust(amount_nano=LIMIT + 1), Outcome.CONFLICT),
+    ("assertion of nothing", [], claim(0), Outcome.APPLIED),
+    ("assertion", [credit(), adjust()], claim(NANO - 5), Outcome.APPLIED),
+    ("assertion below zero", [adjust()], claim(-5), Outcome.APPLIED),
+    ("assertion again", [credit(), claim(NANO)], claim(NANO), Outcome.APPLIED),
+    ("assertion of too much", [credit()], claim(NANO + 1), Outcome.ASSERTION_FAILED),
+    ("assertion of another asset", [credit()], claim(NANO, asset="USDC"), Outcome.ASSERTION_FAILED),
+    ("assertion of another wallet", [credit()], claim(NANO, wallet="v"), Outcome.ASSERTION_FAILED),
+    ("assertion behind its change", [credit(), accept(), use()], claim(NANO), Outcome.ASSERTION_FAILED),
+    ("a failed assertion does not move time", [claim(1, at_ms=T0 + 9 * DAY_MS)], accept(), Outcome.APPLIED),
+    ("an assertion moves time", [claim(0, at_ms=T0 + 9 * DAY_MS)], accept(), Outcome.TOO_OLD),
+    ("another fact", [], rate(), Outcome.APPLIED),
+    ("another fact again", [rate()], rate(), Outcome.APPLIED),
+    ("another fact moves time", [rate(T0 + 9 * DAY_MS)], accept(), Outcome.TOO_OLD),
     ("a rejected event does not move time", [use(IDS[1], at_ms=T0 + 9 * DAY_MS)], accept(), Outcome.APPLIED),
 ]
 
@@ -330,8 +384,8 @@ def test_the_chain_tells_places_and_fields_apart() -> None:
 
 
 SHELLS = {
-    "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "verify.py",
-    "console.py", "commands.py", "commands_archive.py",
+    "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "verify.py", "console.py",
+    "spool.py", "commands.py", "commands_rules.py", "commands_archive.py", "commands_exports.py",
 }  # fmt: skip
 ALLOWED = {"__future__", "collections", "enum", "hashlib", "json", "typing", "ledger", "schemas"}
 

@@ -19,11 +19,15 @@ from ledger.invariants import broken_by, broken_in
 from ledger.outcomes import Outcome
 from ledger.split import apportion, split
 from schemas.events import (
+    AdjustmentPosted,
+    BalanceAsserted,
     Event,
     How,
     ModelPrice,
+    RatePublished,
     RequestAccepted,
     RequestAdopted,
+    RequestEvent,
     RequestFailed,
     Segment,
     UsageRecorded,
@@ -33,6 +37,8 @@ from schemas.ids import uuid7, uuid7_ms
 
 T0 = 1_800_000_000_000
 WALLETS = ("a", "b")
+ASSETS: dict[str, Any] = {"a": "SHIVER", "b": "USDC"}
+LIMITS = {"a": 10_000 * 10**9, "b": 1_000 * 10**9}
 PRICE = ModelPrice(model="m", in_nano=7, out_nano=13)
 SLOW = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 QUICK = settings(max_examples=120, deadline=None, suppress_health_check=SLOW)
@@ -54,7 +60,13 @@ class Naive:
                     same = (old.asset, old.amount_nano) == (event.asset, event.amount_nano)
                     return Outcome.DUPLICATE if same else Outcome.CONFLICT
             return Outcome.APPLIED
-        life = [e for e in self.applied if not isinstance(e, WalletCredited) and e.request_id == event.request_id]
+        if isinstance(event, AdjustmentPosted):
+            return self.adjustment(event)
+        if isinstance(event, BalanceAsserted):
+            return Outcome.APPLIED if event.amount_nano == self.has(event.wallet) else Outcome.ASSERTION_FAILED
+        if isinstance(event, RatePublished):
+            return Outcome.APPLIED
+        life = [e for e in self.applied if isinstance(e, RequestEvent) and e.request_id == event.request_id]
         if life and not isinstance(life[-1], UsageRecorded | RequestFailed):
             return self.while_open(life, event)
         if uuid7_ms(event.request_id) < max((e.at_ms for e in self.applied), default=0) - DAY_MS:
@@ -62,6 +74,25 @@ class Naive:
         if life:
             return Outcome.ALREADY_ENDED
         return Outcome.APPLIED if isinstance(event, RequestAccepted | RequestFailed) else Outcome.UNKNOWN_REQUEST
+
+    def adjustment(self, event: AdjustmentPosted) -> Outcome:
+        for old in self.applied:
+            if isinstance(old, AdjustmentPosted) and (old.wallet, old.external_ref) == (
+                event.wallet,
+                event.external_ref,
+            ):
+                return Outcome.DUPLICATE if old.amount_nano == event.amount_nano else Outcome.CONFLICT
+        alone = event.approver in (None, event.operator)
+        return Outcome.NEEDS_APPROVAL if abs(event.amount_nano) > LIMITS[event.wallet] and alone else Outcome.APPLIED
+
+    def has(self, wallet: str) -> int:
+        """What a wallet must have, from the applied events alone."""
+        got = sum(
+            e.amount_nano
+            for e in self.applied
+            if isinstance(e, WalletCredited | AdjustmentPosted) and e.wallet == wallet
+        )
+        return got - self.spent().get(f"wallet:{wallet}", 0)
 
     def while_open(self, life: list[Any], event: Any) -> Outcome:
         accept, epoch = life[0], len(life)
@@ -112,7 +143,8 @@ class Lives(RuleBasedStateMachine):
         decision = step(self.books, event, len(self.log))
         self.log.append(event)
         assert decision.outcome is expected, event
-        assert broken_by(decision) == []
+        failed = expected is Outcome.ASSERTION_FAILED
+        assert broken_by(decision, event) == ([decision.contradiction] if failed else [])
         if expected is Outcome.APPLIED:
             self.naive.applied.append(event)
         assert self.books.rejected == rejected + (expected is not Outcome.APPLIED)
@@ -121,10 +153,33 @@ class Lives(RuleBasedStateMachine):
     def credit(self, wallet: str, ref: str, amount: int) -> None:
         self.feed(
             WalletCredited(
-                wallet=wallet, at_ms=self.now_ms, asset="SHIVER", amount_nano=amount, external_ref=ref, reason="grant",
-                operator="o",
+                wallet=wallet, at_ms=self.now_ms, asset=ASSETS[wallet], amount_nano=amount, external_ref=ref,
+                reason="grant", operator="o",
             )
         )  # fmt: skip
+
+    @rule(
+        wallet=st.sampled_from(WALLETS),
+        ref=st.sampled_from("xy"),
+        amount=st.sampled_from([-1, 10**9, 2 * 10**12, 10**14]),
+        approver=st.sampled_from([None, "o", "p"]),
+    )
+    def adjust(self, wallet: str, ref: str, amount: int, approver: str | None) -> None:
+        self.feed(
+            AdjustmentPosted(
+                wallet=wallet, at_ms=self.now_ms, asset=ASSETS[wallet], amount_nano=amount, reason="r", operator="o",
+                external_ref=ref, approver=approver,
+            )
+        )  # fmt: skip
+
+    @rule()
+    def publish(self) -> None:
+        self.feed(RatePublished(at_ms=self.now_ms, asset="USDC", rate_nano_usd=10**9, source="s"))
+
+    @rule(wallet=st.sampled_from(WALLETS), off=st.sampled_from([0, 0, 1]))
+    def claim(self, wallet: str, off: int) -> None:
+        amount_nano = self.naive.has(wallet) + off
+        self.feed(BalanceAsserted(wallet=wallet, at_ms=self.now_ms, asset=ASSETS[wallet], amount_nano=amount_nano))
 
     @rule(wallet=st.sampled_from(WALLETS), hold=st.sampled_from([0, 50, 10**6]), sandbox=st.booleans())
     def accept_new(self, wallet: str, hold: int, sandbox: bool) -> None:
@@ -135,7 +190,7 @@ class Lives(RuleBasedStateMachine):
         self.feed(
             RequestAccepted(
                 wallet=wallet, at_ms=self.now_ms, request_id=self.ids[which], key_id="k", owner="boot", rules_version=1,
-                asset="SHIVER", prices=(PRICE,), rate_nano_usd=1, cap_day=None, hold_nano=hold,
+                asset=ASSETS[wallet], prices=(PRICE,), rate_nano_usd=1, cap_day=None, hold_nano=hold,
                 payer="platform:sandbox" if sandbox else f"wallet:{wallet}",
             )
         )  # fmt: skip
@@ -203,19 +258,14 @@ class Lives(RuleBasedStateMachine):
     @invariant()
     def the_books_agree(self) -> None:
         assert broken_in(self.books) == []
-        paid = {
-            account: -row.balance_nano
-            for (account, _), row in self.books.accounts.items()
-            if account in ("platform:sandbox", "platform:losses")
-        }
+        paid: dict[str, int] = {}
+        for (account, _), row in self.books.accounts.items():
+            if account in ("platform:sandbox", "platform:losses"):
+                paid[account] = paid.get(account, 0) - row.balance_nano
         spent = self.naive.spent()
         assert paid == {k: v for k, v in spent.items() if k.startswith("platform:")}
         for wallet in WALLETS:
-            credited = sum(
-                e.amount_nano for e in self.naive.applied if isinstance(e, WalletCredited) and e.wallet == wallet
-            )
-            row = self.books.accounts.get((f"wallet:{wallet}", "SHIVER"))
-            assert (row.balance_nano if row else 0) == credited - spent.get(f"wallet:{wallet}", 0)
+            assert self.books.balance_nano(f"wallet:{wallet}", ASSETS[wallet]) == self.naive.has(wallet)
 
     def teardown(self) -> None:
         again = Books(0)
@@ -225,7 +275,7 @@ class Lives(RuleBasedStateMachine):
 
 
 TestLives = Lives.TestCase
-TestLives.settings = settings(max_examples=150, stateful_step_count=50, deadline=None, suppress_health_check=SLOW)
+TestLives.settings = settings(max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=SLOW)
 
 
 @QUICK

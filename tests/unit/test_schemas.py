@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, get_args
+
 import pytest
 from aiokafka.partitioner import murmur2 as kafka_murmur2
 from hypothesis import given
@@ -12,6 +14,9 @@ from schemas.replies import Alive, Claimed, End, Tally, Tokens, Verdict
 
 REQUEST = ids.uuid7(1_795_000_000_000, b"0123456789")
 NONCE = "n" * 8
+SHA256 = "a1" * 32
+HASH = "0x" + SHA256
+ADDRESS = "0x" + "Ab" * 20
 
 
 @given(st.binary(max_size=70))
@@ -74,12 +79,108 @@ GOLDEN = {
     ),
     b'{"version":1,"wallet":"w1","at_ms":5,"type":"request.failed","request_id":"%(id)s","epoch":1,"how":"no_node",'
     b'"detail":""}': events.RequestFailed(wallet="w1", at_ms=5, request_id=REQUEST, epoch=1, how=events.How.NO_NODE),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"adjustment.posted","asset":"USDC","amount_nano":-7,"reason":"twice",'
+    b'"operator":"o","external_ref":"r","approver":null}': events.AdjustmentPosted(
+        wallet="w1", at_ms=5, asset="USDC", amount_nano=-7, reason="twice", operator="o", external_ref="r"
+    ),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"balance.asserted","asset":"SHIVER","amount_nano":-7}':
+    events.BalanceAsserted(wallet="w1", at_ms=5, asset="SHIVER", amount_nano=-7),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"key.issued","key_id":"k","tier":"pro","operator":"o"}':
+    events.KeyIssued(wallet="w1", at_ms=5, key_id="k", tier="pro", operator="o"),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"key.revoked","key_id":"k","operator":"o"}':
+    events.KeyRevoked(wallet="w1", at_ms=5, key_id="k", operator="o"),
+    b'{"version":1,"at_ms":5,"type":"rate.published","asset":"SHIVER","rate_nano_usd":3,"source":"s"}':
+    events.RatePublished(at_ms=5, asset="SHIVER", rate_nano_usd=3, source="s"),
+    b'{"version":1,"at_ms":5,"type":"price.published","asset":"SHIVER","price":{"model":"m","in_nano":1,"out_nano":2,'
+    b'"image_factor":2}}': events.PricePublished(
+        at_ms=5, asset="SHIVER", price=events.ModelPrice(model="m", in_nano=1, out_nano=2)
+    ),
+    b'{"version":1,"at_ms":5,"type":"provider.registered","provider":"p","name":"P","recipient":"%(address)s"}':
+    events.ProviderRegistered(at_ms=5, provider="p", name="P", recipient=ADDRESS),
+    b'{"version":1,"at_ms":5,"type":"node.online","node":"n","provider":"p"}':
+    events.NodeOnline(at_ms=5, node="n", provider="p"),
+    b'{"version":1,"at_ms":5,"type":"node.offline","node":"n","provider":"p","why":"lost"}':
+    events.NodeOffline(at_ms=5, node="n", provider="p", why="lost"),
+    b'{"version":1,"at_ms":5,"type":"epoch.closed","epoch":1,"cut":[3,0],"heads":["%(sha256)s",""],'
+    b'"digest":"%(sha256)s","payout_root":"%(hash)s"}': events.EpochClosed(
+        at_ms=5, epoch=1, cut=(3, 0), heads=(SHA256, ""), digest=SHA256, payout_root=HASH
+    ),
+    b'{"version":1,"at_ms":5,"type":"payout.planned","payout":"1:p","epoch":1,"provider":"p","asset":"USDC",'
+    b'"recipient":"%(address)s","entitled_nano":9,"amount_nano":4,"chain_id":1}': events.PayoutPlanned(
+        at_ms=5, payout="1:p", epoch=1, provider="p", asset="USDC", recipient=ADDRESS, entitled_nano=9, amount_nano=4,
+        chain_id=1,
+    ),
+    b'{"version":1,"at_ms":5,"type":"payout.signed","payout":"1:p","nonce":0,"transaction":"%(hash)s","raw":"0x02f8"}':
+    events.PayoutSigned(at_ms=5, payout="1:p", nonce=0, transaction=HASH, raw="0x02f8"),
+    b'{"version":1,"at_ms":5,"type":"payout.submitted","payout":"1:p","transaction":"%(hash)s"}':
+    events.PayoutSubmitted(at_ms=5, payout="1:p", transaction=HASH),
+    b'{"version":1,"at_ms":5,"type":"payout.confirmed","payout":"1:p","transaction":"%(hash)s","block":"%(hash)s",'
+    b'"block_number":7,"amount_nano":4}': events.PayoutConfirmed(
+        at_ms=5, payout="1:p", transaction=HASH, block=HASH, block_number=7, amount_nano=4
+    ),
+    b'{"version":1,"at_ms":5,"type":"payout.failed","payout":"1:p","transaction":null,"reason":"r"}':
+    events.PayoutFailed(at_ms=5, payout="1:p", transaction=None, reason="r"),
+    b'{"version":1,"at_ms":5,"type":"payout.reorged","payout":"1:p","transaction":"%(hash)s","block":"%(hash)s",'
+    b'"block_number":7}': events.PayoutReorged(at_ms=5, payout="1:p", transaction=HASH, block=HASH, block_number=7),
+    b'{"version":1,"at_ms":5,"type":"burn.settled","epoch":1,"amount_nano":4,"transaction":"%(hash)s",'
+    b'"block":"%(hash)s","block_number":7}': events.BurnSettled(
+        at_ms=5, epoch=1, amount_nano=4, transaction=HASH, block=HASH, block_number=7
+    ),
 }  # fmt: skip
+
+
+def golden_bytes(golden: bytes) -> bytes:
+    """With the long values in their places."""
+    for name, value in (("id", REQUEST), ("hash", HASH), ("address", ADDRESS), ("sha256", SHA256)):
+        golden = golden.replace(b"%(" + name.encode() + b")s", value.encode())
+    return golden
+
+
+KEYS = {
+    "rate.published": "asset:SHIVER",
+    "price.published": "model:m",
+    "provider.registered": "provider:p",
+    "node.online": "node:n",
+    "node.offline": "node:n",
+    "epoch.closed": topics.SETTLEMENT_KEY,
+    "payout.planned": topics.SETTLEMENT_KEY,
+    "payout.signed": topics.SETTLEMENT_KEY,
+    "payout.submitted": topics.SETTLEMENT_KEY,
+    "payout.confirmed": topics.SETTLEMENT_KEY,
+    "payout.failed": topics.SETTLEMENT_KEY,
+    "payout.reorged": topics.SETTLEMENT_KEY,
+    "burn.settled": topics.SETTLEMENT_KEY,
+}
+
+
+@pytest.mark.parametrize("event", GOLDEN.values(), ids=lambda e: e.type)
+def test_the_key_is_the_wallet_or_what_the_fact_is_about(event: events.Event) -> None:
+    assert event.key == event.wallet == KEYS.get(event.type, "w1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cut": (3,)},
+        {"cut": (3, 1)},
+        {"cut": (0, 0)},
+        {"cut": ()},
+        {"cut": (-1, 0)},
+        {"heads": (SHA256.upper(), "")},
+        {"digest": HASH},
+        {"payout_root": SHA256},
+        {"epoch": 0},
+    ],
+)
+def test_an_epoch_that_contradicts_itself_is_refused(change: dict[str, Any]) -> None:
+    fields = {"epoch": 1, "cut": (3, 0), "heads": (SHA256, ""), "digest": SHA256, "payout_root": HASH} | change
+    with pytest.raises(ValueError, match="validation error"):
+        events.EpochClosed(at_ms=5, **fields)
 
 
 @pytest.mark.parametrize(("golden", "event"), GOLDEN.items())
 def test_golden_bytes_of_every_version_are_read_and_written_for_ever(golden: bytes, event: events.Event) -> None:
-    golden = golden.replace(b"%(id)s", REQUEST.encode())
+    golden = golden_bytes(golden)
     assert events.dump(event) == golden
     assert events.parse(golden) == event
 
@@ -102,6 +203,24 @@ def test_an_event_that_is_not_known_exactly_is_refused_and_not_repeated(change: 
     with pytest.raises(events.UnreadableEvent) as caught:
         events.parse(next(iter(GOLDEN)).replace(*change, 1))
     assert "SECRET" not in str(caught.value)
+
+
+def test_every_type_of_event_has_golden_bytes() -> None:
+    assert {type(event) for event in GOLDEN.values()} == set(get_args(get_args(events.Event)[0]))
+
+
+@pytest.mark.parametrize(("golden", "event"), GOLDEN.items())
+def test_no_event_takes_a_field_that_it_does_not_name(golden: bytes, event: events.Event) -> None:
+    golden = golden_bytes(golden)
+    with pytest.raises(events.UnreadableEvent, match="extra_forbidden"):
+        events.parse(golden[:-1] + b',"extra":1}')
+
+
+def test_an_adjustment_of_nothing_is_refused() -> None:
+    fields = {"wallet": "w", "at_ms": 0, "asset": "USDC", "reason": "r", "operator": "o", "external_ref": "x"}
+    for amount_nano in (0, events.AMOUNT_NANO_MAX + 1, -events.AMOUNT_NANO_MAX - 1):
+        with pytest.raises(ValueError, match="amount_nano"):
+            events.AdjustmentPosted(**fields, amount_nano=amount_nano)
 
 
 def _records(nonce: str = NONCE, attempt: int = 1) -> list[replies.Reply]:

@@ -1,0 +1,78 @@
+"""What the events of the log are made of: kinds of fields, and the two kinds of events, of a wallet and of nobody's.
+
+`schemas.events` is the file to read; `schemas.facts` has the facts that concern no wallet.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AMOUNT_NANO_MAX = 10**18
+TOKENS_MAX = 10**9
+SEGMENTS_MAX = 16
+
+Asset = Literal["SHIVER", "USDC"]
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}$")]
+RequestId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$")]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+AmountNano = Annotated[int, Field(ge=0, le=AMOUNT_NANO_MAX)]
+PositiveNano = Annotated[int, Field(gt=0, le=AMOUNT_NANO_MAX)]
+SignedNano = Annotated[int, Field(ge=-AMOUNT_NANO_MAX, le=AMOUNT_NANO_MAX)]
+BalanceNano = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
+TimeMs = Annotated[int, Field(ge=0, le=2**53)]
+Epoch = Annotated[int, Field(ge=1, le=10**6)]
+
+FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class WalletEvent(BaseModel):
+    """An event of a wallet's own."""
+
+    model_config = FROZEN
+
+    version: Literal[1] = 1
+    wallet: Id
+    at_ms: TimeMs
+
+    @property
+    def key(self) -> str:
+        """The record's key, which decides its partition: all that concerns a wallet stands in one order."""
+        return self.wallet
+
+
+class RequestEvent(WalletEvent):
+    """The kind of events that are about a request, and have its `request_id`."""
+
+
+class Fact(BaseModel):
+    """An event that concerns no wallet."""
+
+    model_config = FROZEN
+
+    version: Literal[1] = 1
+    at_ms: TimeMs
+
+    @property
+    @abstractmethod
+    def key(self) -> str:
+        """The record's key: what the fact is about. It has a colon, so it is no wallet that an operator can make."""
+
+    @property
+    def wallet(self) -> str:
+        """The key again, for readers that compare a record's key with its event's wallet."""
+        return self.key
+
+
+class ModelPrice(BaseModel):
+    """What a model costs, in nano units per token. An image token costs `image_factor` prompt tokens."""
+
+    model_config = FROZEN
+
+    model: Name
+    in_nano: AmountNano
+    out_nano: AmountNano
+    image_factor: Annotated[int, Field(ge=1, le=100)] = 2
