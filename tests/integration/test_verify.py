@@ -172,7 +172,8 @@ ROW_DRILLS = {
     'returning "offset"': "offset {}",
     "update derived.accounts set balance_nano = balance_nano # 1 where account = 'burn' and partition = 2 "
     "returning account": ": account ('{}'",
-    "delete from derived.accounts where account = 'platform' and asset = 'SHIVER' and partition = 2 returning account": ": account ('{}'",
+    "delete from derived.accounts where account = 'platform' and asset = 'SHIVER' and partition = 2 "
+    "returning account": ": account ('{}'",
     "update derived.requests set charge_nano = charge_nano # 1 where request_id = (select request_id from "
     "derived.requests where partition = 2 and status = 'charged' and charge_nano between 2 and hold_nano - 2 limit 1) "
     "returning request_id": ": request {}",
