@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from infra.errors import AccountRefused, Unreachable
 from infra.postgres import describe_url
+from ledger import money
 from ledger.rules import APPROVAL_ABOVE_NANO, approved
 from schemas.events import AMOUNT_NANO_MAX, AdjustmentPosted, Asset, WalletCredited
 from schemas.keys import ENTROPY_BYTES, Tier, mint, parse
@@ -22,7 +23,7 @@ from schemas.topics import partition_of
 
 Reason = Literal["top_up", "deposit", "grant"]
 
-NANO = 10**9
+NANO = money.NANO
 OPEN_MAX: dict[Tier, int] = {"dev": 10, "pro": 200, "ent": 1000}
 """Open requests that a key of a tier may have, unless it is made with another number."""
 
@@ -200,9 +201,7 @@ def parse_signed_amount(text: str) -> int:
 
 def format_amount(nano: int, asset: str) -> str:
     """`12.5 SHIVER`."""
-    whole, rest = divmod(abs(nano), NANO)
-    decimals = f".{rest:09}".rstrip("0").rstrip(".")
-    return f"{'-' if nano < 0 else ''}{whole}{decimals} {asset}"
+    return f"{money.format_amount(nano)} {asset}"
 
 
 async def credit(

@@ -24,7 +24,8 @@ _REFUSALS = {
     "daily_cap_exceeded": "daily_cap_exceeded",
     "insufficient_balance": "insufficient_balance",
 }
-_DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+#: What asyncpg raises where the database cannot answer.
+DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 _T = TypeVar("_T")
 
 
@@ -129,7 +130,7 @@ class Admission:
 async def _answer(call: Awaitable[_T]) -> _T:
     try:
         return await call
-    except _DATABASE_ERRORS as error:
+    except DATABASE_ERRORS as error:
         raise ApiError("database_unavailable") from error
 
 

@@ -12,12 +12,11 @@ import time
 from collections.abc import Coroutine
 from typing import Any
 
-import asyncpg
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
-from ingress.admission import Admission, open_pool
+from ingress.admission import DATABASE_ERRORS, Admission, open_pool
 from ingress.catalog import Catalog
 from ingress.dispatch import Dispatcher
 from ingress.lanes import POOL_START, LanePool
@@ -35,7 +34,6 @@ LEASE_S = 10.0
 RETRY_S = 0.5
 #: For ends that are on their way to the log when the last connection has closed.
 ENDS_S = 5.0
-_DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 
 class Ingress:
@@ -89,7 +87,7 @@ class Ingress:
         for client in (self._beats, self._ear):
             with contextlib.suppress(KafkaError, TimeoutError):
                 await asyncio.wait_for(client.stop(), 3)
-        with contextlib.suppress(*_DATABASE_ERRORS):
+        with contextlib.suppress(*DATABASE_ERRORS):
             await self.pool.execute("update state.ingresses set left_at = now() where boot_id = $1", self.boot_id)
             await asyncio.wait_for(self.pool.close(), 3)
 
@@ -107,7 +105,7 @@ class Ingress:
             )
             if not caught_up:
                 out.append("the projection has not caught up with the log (is streams running?)")
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             out.append(f"PostgreSQL does not answer: {type(error).__name__}")
         if not self.writer.healthy:
             out.append("the ledger log does not ack")
@@ -156,7 +154,7 @@ class Ingress:
             await asyncio.sleep(heartbeats.INTERVAL_S)
             try:
                 await self._renew_lease()
-            except _DATABASE_ERRORS as error:
+            except DATABASE_ERRORS as error:
                 log.warning("the lease was not renewed: %r", error)
             except LeaseLost:
                 log.error("this boot was given up by the others: restarting")
@@ -197,7 +195,7 @@ class Ingress:
         try:
             await self.pool.execute("update state.ingresses set lanes = $2 where boot_id = $1", self.boot_id, lanes)
             await asyncio.wait_for(self._say_alive(), 5)
-        except (*_DATABASE_ERRORS, KafkaError) as error:
+        except (*DATABASE_ERRORS, KafkaError) as error:
             log.warning("new lanes were not announced yet: %r", error)
 
 

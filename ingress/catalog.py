@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import asyncpg
 
+from ingress.admission import DATABASE_ERRORS
 from schemas.events import ModelPrice
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Catalog:
             self._read_at_s = time.monotonic()  # first, so that one caller reads and the others go on
             try:
                 await self._read()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            except DATABASE_ERRORS as error:
                 log.warning("prices are not refreshed: %r", error)
         return self._models
 

@@ -26,6 +26,7 @@ from ingress.mailer import Mailer, MailFailed
 from ingress.metering import Meter, prompt_bound_tokens
 from ingress.router import Node, Router
 from ledger.log import LedgerUnavailable, LedgerWriter
+from ledger.rules import RULES_VERSION
 from schemas import ids, replies
 from schemas.errors import ApiError
 from schemas.events import How, ModelPrice, RequestAccepted
@@ -44,7 +45,6 @@ END_ACK_S = 5.0
 REQUEST_DEADLINE_S = 600.0
 MAX_TOKENS_DEFAULT = 4096
 ATTEMPT = 1  # the first and only one, until failover continues a stream on another node
-RULES_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
