@@ -29,7 +29,8 @@ from ledger.log import cached_partition_of
 from ledger.reader import Record
 from schemas import topics
 from schemas.events import How, dump, parse
-from streams.projection import Projection, ProjectionStopped
+from streams.projection import Projection
+from streams.slices import ProjectionStopped
 
 P = 4
 W = wallet_in(0, P)
@@ -115,10 +116,10 @@ async def test_s6_any_slicing_and_interleaving_gives_the_same_rows(projection: P
 async def test_c2_records_that_come_again_are_trimmed(projection: Projection, books: asyncpg.Pool) -> None:
     rid = new_id()
     rows = records(0, [credited(W), accepted(rid, W), usage(rid, 10, W)])
-    assert await projection.apply(0, rows[:2]) == 2
-    assert await projection.apply(0, rows) == 1
+    assert (await projection.apply(0, rows[:2])).records == 2
+    assert (await projection.apply(0, rows)).records == 1
     before = await everything(books)
-    assert await projection.apply(0, rows) == 0
+    assert (await projection.apply(0, rows)).records == 0
     assert await everything(books) == before
 
 
@@ -227,7 +228,7 @@ async def test_s3_a_worker_that_hangs_in_a_transaction_lets_go(projection: Proje
     with pytest.raises(asyncpg.LockNotAvailableError):  # nobody waits for it without a bound either
         await projection.apply(0, records(0, [credited(W)]))
     async with asyncio.timeout(5):
-        assert await projection.apply(0, records(0, [credited(W)])) == 1
+        assert (await projection.apply(0, records(0, [credited(W)]))).records == 1
     await books.release(hung)
 
 
