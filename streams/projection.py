@@ -144,7 +144,7 @@ class Projection:
                 books.adjustments[row["wallet_id"], row["external_ref"]] = adjustment_of_row(row)
         if part.asserted_accounts:
             for row in await db.fetch(self._sql["opening_balances"], list(part.asserted_accounts), part.partition):
-                books.opening_nano[row["account"], row["asset"]] = row["balance_nano"]
+                books.opening_nano[row["account"], row["asset"]] = int(row["balance_nano"])  # a Decimal
 
     async def _copy(self, db: Any, table: str, rows: list[tuple[Any, ...]]) -> None:
         if rows:

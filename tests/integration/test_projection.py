@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from books_kit import append_all, project, shrk
 from ledger_kit import (
     T0_MS,
     accepted,
@@ -23,6 +24,7 @@ from ledger_kit import (
     wallet_in,
 )
 
+from infra.accounts import show_wallet
 from ledger.apply import step
 from ledger.books import Books
 from ledger.log import cached_partition_of
@@ -242,6 +244,26 @@ async def test_an_adjustment_counts_once_over_slices(projection: Projection, boo
     )  # fmt: skip
     assert (await balances(books))[f"wallet:{W}", "SHIVER", 0] == (93, 2)
     assert (await balances(books))["adjustments", "SHIVER", 0] == (7, 1)
+
+
+async def test_a_balance_may_outgrow_64_bits(books: asyncpg.Pool, books_url: str, ledger_log: str) -> None:
+    """In one slice and over several, up and down; and whoever reads it understands it."""
+    most = 10**18
+    await append_all(ledger_log, [credited(W, most, f"a{n}") for n in range(20)])
+    await project(ledger_log, books)
+    await append_all(ledger_log, [credited(W, most, "b"), asserted(W, 5), adjusted(W, -7)])
+    await project(ledger_log, books)
+    assert (await balances(books))[f"wallet:{W}", "SHIVER", 0] == (21 * most - 7, 22)
+    assert (await balances(books))["world", "SHIVER", 0] == (-21 * most, 21)
+    assert await books.fetchval("select code from derived.rejections") == "assertion_failed"
+    compared = await shrk(ledger_log, books_url, "replay", "--compare")
+    assert "PostgreSQL is the same at these offsets" in compared.output
+    await books.execute("insert into state.owners values ('o')")
+    await books.execute("insert into state.wallets (wallet_id, owner_id, partition) values ($1, 'o', 0)", W)
+    assert (await show_wallet(books, W)).balance_nano == 21 * most - 7
+    await books.execute("update derived.accounts set balance_nano = balance_nano + 1 where account = 'world'")
+    compared = await shrk(ledger_log, books_url, "replay", "--compare")
+    assert "PostgreSQL has (-20999999999999999999, 21), the log says (-21000000000000000000, 21)" in compared.output
 
 
 async def test_an_assertion_knows_what_earlier_slices_booked(projection: Projection, books: asyncpg.Pool) -> None:
