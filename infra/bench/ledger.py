@@ -24,19 +24,17 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import asyncpg
-
+from infra.bench.ledger_projection import Projected, project
 from infra.bench.machine import this_machine
 from infra.bench.report import RESULTS, Bar, markdown, write
-from infra.bench.servers import ROOT
-from infra.errors import ChildFailed, ShrkError
+from infra.errors import ShrkError
 from infra.kafka.broker import Broker
 from infra.kafka.jars import ensure_jars
 from infra.kafka.java import find_java
 from infra.kafka.topics import create_topics
 from infra.migrate import migrate
 from infra.postgres import Postgres
-from infra.process import ChildSpec, LogFile, running
+from infra.process import LogFile, running
 from ledger.archive import Archive, write_archive
 from ledger.log import LedgerError, LedgerWriter
 from ledger.manifest import RANGE_RECORDS
@@ -52,10 +50,6 @@ _OPEN_REQUESTS = 500
 _APPEND_AT_ONCE = 5_000
 _T0_MS = 1_800_000_000_000
 _PRICE = ModelPrice(model="shark-mini", in_nano=100_000, out_nano=200_000)
-_POLL_S = 0.1
-#: Where a slow machine is given up.
-_EVENTS_PER_S_MIN = 200
-_RESTARTS_MAX = 20
 
 
 class Rate(NamedTuple):
@@ -127,46 +121,6 @@ async def append(settings: Settings, count: int) -> Rate:
     return Rate("append to Kafka, acked", count, seconds)
 
 
-async def project(settings: Settings, count: int, folder: Path) -> tuple[Rate, int]:
-    """The streams process, from its first transaction to its last, and how often it had to be started again.
-
-    Its first start is not counted, any further one is.
-    """
-    spec = ChildSpec(
-        name="streams",
-        argv=(sys.executable, "-P", "-m", "streams"),
-        env={
-            "SHRK_KAFKA": settings.kafka,
-            "SHRK_DATABASE_URL": settings.database_url,
-            "SHRK_LEDGER_PARTITIONS": str(settings.ledger_partitions),
-            "PYTHONPATH": str(ROOT),
-        },
-    )
-    log, restarts = LogFile(folder / "streams.log"), 0
-    db = await asyncpg.connect(settings.database_url)
-    try:
-        deadline_s = time.monotonic() + 60 + count / _EVENTS_PER_S_MIN
-        first: tuple[float, int] | None = None
-        while True:
-            with running(spec, log) as process:
-                while process.poll() is None:
-                    done = await db.fetchval("select coalesce(sum(next), 0)::bigint from derived.offsets")
-                    now_s = time.perf_counter()
-                    if done and first is None:
-                        first = (now_s, done)
-                    if first is not None and done >= count:
-                        seconds = max(now_s - first[0], _POLL_S)
-                        return Rate("projection into PostgreSQL", done - first[1], seconds), restarts
-                    if time.monotonic() > deadline_s:
-                        raise ChildFailed(f"streams got to {done:,} of {count:,} events: {log.last_line()}")
-                    await asyncio.sleep(_POLL_S)
-            restarts += 1  # as the supervisor of `shrk up` does it
-            if restarts > _RESTARTS_MAX:
-                raise ChildFailed(f"streams ended {restarts} times: {log.last_line()}")
-    finally:
-        await db.close()
-
-
 async def archive(settings: Settings, folder: Path) -> Rate:
     """With its tail, so that all is in it."""
     began_s = time.perf_counter()
@@ -192,10 +146,10 @@ async def replay_archive(settings: Settings, folder: Path) -> tuple[Rate, str]:
 
 
 class Measured(NamedTuple):
-    """Every rate, how often streams had to be started again, the archive's size, the digest of both replays."""
+    """Every rate, how the projection went, the archive's size, the digest of both replays."""
 
     rates: list[Rate]
-    restarts: int
+    projected: Projected
     archive_bytes: int
     digest: str
 
@@ -205,8 +159,8 @@ async def measure(count: int) -> Measured:
     async with _servers() as (settings, folder):
         rates = [await append(settings, count)]
         _say(rates[-1])
-        rate, restarts = await project(settings, count, folder)
-        rates.append(rate)
+        projected = await project(settings, count, folder)
+        rates.append(Rate(projected.what, projected.events, projected.seconds))
         _say(rates[-1])
         rates.append(await archive(settings, folder / "archive"))
         _say(rates[-1])
@@ -219,7 +173,7 @@ async def measure(count: int) -> Measured:
         _say(rates[-1])
         if digest != other:
             raise ShrkError(f"the replays do not agree: {digest} from Kafka, {other} from the archive")
-    return Measured(rates, restarts, size, digest)
+    return Measured(rates, projected, size, digest)
 
 
 @contextlib.asynccontextmanager
@@ -273,7 +227,7 @@ def table(measured: Measured) -> str:
         f"{LEDGER_PARTITIONS_DEV} partitions",
         f"- the archive has {measured.archive_bytes / rates[0].events:.0f} bytes an event; both replays gave digest "
         f"{measured.digest}",
-        f"- the streams process ended and was started again {measured.restarts} times meanwhile",
+        f"- {measured.projected.note()}",
         *[bar.line() for bar in bars],
     ]
     return text + "\n" + "\n".join(notes) + "\n"
@@ -301,7 +255,7 @@ def main(args: list[str]) -> int:
         return 130
     text = table(measured)
     rates = {rate.what: round(rate.per_s) for rate in measured.rates}
-    data = {"events": count, "digest": measured.digest, "streams_restarts": measured.restarts, "rates": rates}
+    data = {"events": count, "digest": measured.digest, "streams_restarts": measured.projected.restarts, "rates": rates}
     write("ledger", this_machine(), text, data, results)
     print(f"\n{text}", flush=True)
     return 0

@@ -12,13 +12,17 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner
 from ledger_kit import credited, drop_topic, load, make_topic, wallet_in
 from streams_kit import StreamsProcess, read_up_to, shared_by
 
+from infra.process import LogFile
 from ledger import commands
 from ledger.log import LedgerWriter
 from ledger.reader import LedgerReader
+from schemas import topics
+from schemas.events import dump
 
 P = 4
 
@@ -125,19 +129,27 @@ async def test_sigterm_stops_it_cleanly_within_a_bound(
     assert await streams.ended(10) == 0, streams.text()
 
 
-async def test_poison_stops_the_process_loudly_and_it_stays_stopped(
-    ledger_log: str, books: asyncpg.Pool, streams: StreamsProcess
+@pytest.mark.parametrize("change", [(b'"wallet.credited"', b'"wallet.gifted"'), (b'"version":1', b'"version":9')])
+async def test_an_event_of_unknown_type_or_version_stops_the_process_loudly_and_every_later_one(
+    ledger_log: str, books: asyncpg.Pool, streams: StreamsProcess, change: tuple[bytes, bytes]
 ) -> None:
-    from aiokafka import AIOKafkaProducer
-
     wallet = wallet_in(2, P)
     await append(ledger_log, [credited(wallet)])
-    async with AIOKafkaProducer(bootstrap_servers=ledger_log) as producer:
-        await producer.send_and_wait("ledger.events", b'{"type":"nonsense"}', wallet.encode(), partition=2)
     streams.start()
-    assert await streams.ended(30) != 0
-    assert "ledger.events partition 2 offset 1: not a known event" in streams.text()
-    assert await applied(books) <= 1
+    await read_up_to(books, {2: 1}, 30)
+    poison = dump(credited(wallet, ref="poison")).replace(*change)
+    async with AIOKafkaProducer(bootstrap_servers=ledger_log) as producer:
+        await producer.send_and_wait(topics.LEDGER, poison, wallet.encode(), partition=2)
+    await append(ledger_log, [credited(wallet, ref="behind")])
+    for _ in range(2):
+        assert await streams.ended(30) not in (0, -signal.SIGKILL), streams.text()
+        last = LogFile(streams.log).last_line()  # what the supervisor shows of it
+        assert "streams stopped: ledger.events partition 2 offset 1: not a known event" in last
+        assert "a gap" not in streams.text()
+        rows = await books.fetch('select "offset" from derived.entries where partition = 2')
+        assert {row["offset"] for row in rows} == {0}
+        assert await books.fetchval("select next from derived.offsets where partition = 2") == 1
+        streams.start()
 
 
 async def test_c9_a_log_made_anew_is_not_read(ledger_log: str, books: asyncpg.Pool, streams: StreamsProcess) -> None:
