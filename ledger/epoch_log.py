@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ledger.archive import Archive
 from ledger.epochs import counts
 from ledger.log import LedgerCorrupt, LedgerError
 from ledger.reader import LedgerReader, Record
 from schemas.events import EpochClosed, UnreadableEvent, parse
 from schemas.settings import Settings
 from schemas.topics import LEDGER, SETTLEMENT_KEY, partition_of
+
+if TYPE_CHECKING:
+    from ledger.archive import Archive  # whoever has none is spared pyarrow
 
 _KEY = SETTLEMENT_KEY.encode()
 
