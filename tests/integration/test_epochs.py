@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import sys
 from decimal import Decimal
@@ -26,6 +27,8 @@ from epochs_kit import (
 from ledger_kit import T0_MS, accepted, adjusted, new_id, usage, wallet_in
 from streams_kit import StreamsProcess
 
+from ledger.block_tree import BlockTree
+from ledger.merkle import record_leaf, root_of
 from ledger.payout_tree import Leaf, StandardTree
 from ledger.reader import LedgerReader
 from schemas import topics
@@ -364,3 +367,34 @@ async def test_entitlements_beyond_64_bits(ledger_log: str, books: asyncpg.Pool,
     await books.execute("update derived.entitlements set entitled_nano = entitled_nano + 1 where epoch = 1")
     result = await shrk(ledger_log, books_url, "verify")
     assert f"entitled_nano is {earned + 1}, the log makes {earned}" in result.output
+
+
+async def test_roots_of_blocks_are_kept_for_proofs(
+    ledger_log: str, books: asyncpg.Pool, books_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = functools.partial(BlockTree, block_bits=3)  # 8 records, where it is 2**17
+    monkeypatch.setattr("ledger.epochs.BlockTree", small)
+    monkeypatch.setattr("streams.epoch_rows.BlockTree", small)
+    await closed_twice(ledger_log, books_url, books)
+    cut = await books.fetchval("select cut from derived.epochs where number = 2")
+    wanted = []
+    async with LedgerReader(ledger_log, P, client_id="test") as reader:
+        for partition, end in enumerate(cut):
+            found = [r async for records in reader.read({}, {partition: end}) for r in records]
+            blocks = [found[at : at + 8] for at in range(0, len(found) - 7, 8)]
+            wanted += [(partition, n, root_of([record_leaf(*r) for r in block])) for n, block in enumerate(blocks)]
+    assert len(wanted) > P
+    before = await rows_of(books)
+    assert before["tree_blocks"] == sorted(wanted, key=str)
+    await books.execute("delete from derived.tree_blocks; delete from derived.epochs")
+    async with epochs_of(ledger_log, books_url) as epochs:
+        await epochs.follow()
+    assert await rows_of(books) == before
+    assert (await shrk(ledger_log, books_url, "verify")).exit_code == 0
+    for damage, words in (
+        ("update derived.tree_blocks set root = sha256('') where partition = 1 and block = 1", "another root"),
+        ("delete from derived.tree_blocks where partition = 1 and block = 1", "PostgreSQL has none"),
+    ):
+        await books.execute(damage)
+        result = await shrk(ledger_log, books_url, "verify")
+        assert f"block 1 of partition 1: {words}" in result.output
