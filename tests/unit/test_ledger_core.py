@@ -388,7 +388,8 @@ SHELLS = {
     "spool.py", "commands.py", "commands_rules.py", "commands_archive.py", "commands_exports.py",
     "check_proof.py", "prove.py", "commands_proofs.py",
 }  # fmt: skip
-ALLOWED = {"__future__", "collections", "enum", "hashlib", "json", "typing", "ledger", "schemas"}
+# eth_hash is keccak256 and nothing else.
+ALLOWED = {"__future__", "collections", "enum", "eth_hash", "hashlib", "json", "typing", "ledger", "schemas"}
 
 
 @pytest.mark.parametrize("path", sorted(Path(ledger.__file__).parent.glob("*.py")), ids=lambda p: p.name)
