@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from ledger.block_tree import BLOCK_BITS
 from ledger.merkle import Tree, root_of
-
-BLOCK_BITS = 17
 
 
 class Blocks:
