@@ -21,7 +21,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, cast
 
 FORMAT, VERSION = "shiver proof", 1
-FILE_BYTES_MAX = 16 * 1024 * 1024
+FILE_BYTES_MAX = 4 * 1024 * 1024
 RECORDS_MAX, PARTITIONS_MAX, SEGMENTS_MAX, PRICES_MAX = 1000, 1024, 16, 9
 AMOUNT_MAX, TOKENS_MAX, OFFSET_MAX, UINT256_MAX = 10**18, 10**9, 2**53, 2**256 - 1
 SETTLEMENT_KEY = b"shiver:settlement"

@@ -211,10 +211,8 @@ async def _cut(
     """Up to where to read, and the epochs that were closed before."""
     async with log.source() as source:
         found = await source.ends()
-        for partition, end in (ends or {}).items():
-            if end > found.get(partition, 0):
-                raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
         ends = found if ends is None else ends
+        _check_there(ends, found)
         if until_day is not None:
             return ends, Epochs()
         home = cached_partition_of(SETTLEMENT_KEY.encode(), log.partitions)
@@ -224,10 +222,17 @@ async def _cut(
         if not wanted:
             raise ExportError(f"epoch {epoch} is not closed; the last is {events[-1].epoch if events else 'none'}")
         ends = dict(enumerate(wanted[0].cut))
+        _check_there(ends, found)
         # As --until with these offsets has it: its own record stands behind them.
         events = [event for event in events if event.epoch < epoch]
     inside = [event for event in events if all(following <= ends[p] for p, following in enumerate(event.cut))]
     return ends, Epochs([Cut(event.epoch, event.at_ms, event.cut, event.log_root) for event in inside])
+
+
+def _check_there(ends: dict[int, int], found: dict[int, int]) -> None:
+    for partition, end in ends.items():
+        if end > found.get(partition, 0):
+            raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
 
 
 async def _build(log: _Log, builder: StatementBuilder, wallet: str | None) -> Statement:
