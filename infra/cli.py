@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("infra.commands.doctor:doctor", "What is wrong, and what to do about it."),
     "keys": ("infra.commands.keys:keys", "Create, list and revoke API keys."),
     "wallet": ("infra.commands.wallet:wallet", "Create, show, credit and correct wallets."),
+    "providers": ("infra.commands.provider_register:providers", "Register providers, and where their payouts go."),
+    "epochs": ("infra.commands.epochs:epochs", "Close, list and show epochs, fund the sandbox."),
     "ledger": ("ledger.commands:group", "Replay the log, show entries and rules, export, make statements."),
 }
 """Name: where its click command is ("module:attribute"), and the line for it in the help."""

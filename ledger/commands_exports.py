@@ -216,7 +216,7 @@ async def _cut(
         if until_day is not None:
             return ends, Epochs()
         home = cached_partition_of(SETTLEMENT_KEY.encode(), log.partitions)
-        events = [closed.event for closed in await source.closings(ends[home])]
+        events = [place.event for place in await source.epochs(ends[home])]
     if epoch is not None:
         wanted = [event for event in events if event.epoch == epoch]
         if not wanted:

@@ -272,33 +272,34 @@ class FromLog:
 
     async def find(self, request_id: str, epoch: int | None) -> Found:
         """See Finder."""
-        closings = await self._source.closings()
-        if not closings:
+        closed = await self._source.epochs()
+        if not closed:
             raise NoProof("no epoch is closed yet")
-        wanted = [closed for closed in closings if epoch is None or closed.event.epoch <= epoch]
+        wanted = [place for place in closed if epoch is None or place.event.epoch <= epoch]
         self._on_start(sum(wanted[-1].event.cut) if wanted else 0)
         replay, fold = Replay(self._source.partitions), EpochFold(self._source.partitions)
         found, leaves = list[Record](), tuple[Leaf, ...]()
         end: int | None = None
-        for closed in wanted:
-            found += await self._fold(replay, fold, closed.event, request_id)
-            closing = fold.closing(closed.event.terms)
+        for place in wanted:
+            found += await self._fold(replay, fold, place.event, request_id)
+            closing = fold.closing(place.event.terms)
             leaves = closing.leaves
             fold.close(closing)
             if found and _ends(parse(found[-1].value)):
                 end = found[-1].offset
-                if epoch is None and closed.event.roots:
+                if epoch is None and place.event.roots:
                     break
         if replay.broken:
             raise LedgerCorrupt(f"the books are broken: {replay.broken[0]}")
         if len({record.partition for record in found}) > 1:
             raise NoProof(f"request {request_id} stands in several partitions: a writer broke the rules")
         partition = found[0].partition if found else 0
-        rows = {c.event.epoch: Row(c.event.epoch, c.event.cut[partition], bool(c.event.roots)) for c in closings}
+        rows = {p.event.epoch: Row(p.event.epoch, p.event.cut[partition], bool(p.event.roots)) for p in closed}
         if not found and (epoch is None or epoch in rows):
             raise NoProof(f"the log knows no request {request_id} before the cut of epoch {wanted[-1].event.epoch}")
         number = _chosen(request_id, epoch, end, rows)
-        return Found(found, *next(closed for closed in closings if closed.event.epoch == number), {}, leaves)
+        event, *place = next(place for place in closed if place.event.epoch == number)
+        return Found(found, await self._source.one(*place), event, {}, leaves)
 
     async def _fold(self, replay: Replay, fold: EpochFold, event: EpochClosed, request_id: str) -> list[Record]:
         found = list[Record]()

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from ledger.epochs import counts
+from ledger.epoch_log import EpochPlace, collect
 from ledger.log import LedgerCorrupt, LedgerUnavailable, cached_partition_of
 from ledger.reader import LedgerReader, Record
-from schemas.events import EpochClosed, UnreadableEvent, parse
 from schemas.topics import LEDGER, SETTLEMENT_KEY
 
 if TYPE_CHECKING:
     from ledger.archive import Archive  # whoever has none is spared pyarrow
 
 _SETTLEMENT = SETTLEMENT_KEY.encode()
-
-
-class Closed(NamedTuple):
-    """A record that ended an epoch, and what it says."""
-
-    record: Record
-    event: EpochClosed
 
 
 class Source:
@@ -79,8 +71,8 @@ class Source:
                 return records[0]
         raise LedgerCorrupt(f"{LEDGER} partition {partition} has nothing at offset {offset}")
 
-    async def closings(self, end: int | None = None) -> list[Closed]:
-        """The records that ended epochs, in order: the first of each number that `ledger.epochs.counts` lets count.
+    async def epochs(self, end: int | None = None) -> list[EpochPlace]:
+        """Every epoch that is closed, in order.
 
         `end` is the next offset up to which to read the partition where they stand; None reads to its end. Raises
         as `read` does.
@@ -88,24 +80,10 @@ class Source:
         home = cached_partition_of(_SETTLEMENT, self.partitions)
         if end is None:
             end = (await self.ends()).get(home, 0)
-        found = list[Closed]()
+        found = list[EpochPlace]()
         async with aclosing(self.read(home, 0, end)) as batches:
             async for records in batches:
-                found = self._with_closings(found, records)
-        return found
-
-    def _with_closings(self, found: list[Closed], records: Iterable[Record]) -> list[Closed]:
-        for record in records:
-            if record.key != _SETTLEMENT:
-                continue
-            try:
-                event = parse(record.value)
-            except UnreadableEvent as error:
-                place = f"{LEDGER} partition {record.partition} offset {record.offset}"
-                raise LedgerCorrupt(f"{place}: {error}") from None
-            last = found[-1].event if found else None
-            if isinstance(event, EpochClosed) and counts(last, event, record.partition, record.offset, self.partitions):
-                found.append(Closed(record, event))
+                collect(records, self.partitions, found)
         return found
 
     async def _connected(self) -> LedgerReader:

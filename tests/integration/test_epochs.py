@@ -24,6 +24,7 @@ from epochs_kit import (
     registered,
 )
 from ledger_kit import T0_MS, adjusted
+from streams_kit import StreamsProcess
 
 from ledger.payout_tree import Leaf, StandardTree
 from ledger.reader import LedgerReader
@@ -273,3 +274,46 @@ async def test_the_schedule_closes_once_an_interval_and_one_for_all_that_were_mi
     assert [event.at_ms for _, event in await closed_events(ledger_log)] == [
         T0_MS + HOUR_MS, T0_MS + 6 * HOUR_MS, T0_MS + 7 * HOUR_MS,
     ]  # fmt: skip
+
+
+async def test_rows_changed_by_hand_refuse_and_are_made_again(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    await closed_twice(ledger_log, books_url, books)
+    before = await rows_of(books)
+    await append_all(ledger_log, earnings(5))
+    await project(ledger_log, books)
+    for damage in ("trees = '{}'", "digest = 'x'", "trees[1] = '\\x00'"):
+        await books.execute(f"update derived.epochs set {damage} where number = 2")
+        async with epochs_of(ledger_log, books_url) as epochs:
+            with pytest.raises(EpochRefused, match="changed by hand"):
+                await epochs.close(TERMS, T0_MS)
+            await books.execute("delete from derived.epochs where number = 2")
+            await epochs.follow()
+        assert await rows_of(books) == before
+
+
+async def test_the_streams_close_a_missed_epoch_once_at_their_start(
+    ledger_log: str, books: asyncpg.Pool, books_url: str, tmp_path: Path
+) -> None:
+    past = [event.model_copy(update={"at_ms": T0_MS - 10**12}) for event in earnings(1)]
+    await append_all(ledger_log, past)
+    both = [
+        StreamsProcess(ledger_log, books_url, P, tmp_path / f"{n}.log", SHRK_EPOCH_INTERVAL="day") for n in range(2)
+    ]
+    try:
+        for process in both:
+            process.start()
+        async with asyncio.timeout(60):
+            while not await books.fetchval("select count(*) from derived.epochs"):
+                await asyncio.sleep(0.1)
+        await append_all(ledger_log, earnings(2))  # more happens on the same day
+        await asyncio.sleep(5)
+    finally:
+        for process in both:
+            process.close()
+    assert [event.epoch for _, event in await closed_events(ledger_log)] == [1], both[0].text() + both[1].text()
+    await project(ledger_log, books)
+    result = await shrk(ledger_log, books_url, "verify")
+    assert result.exit_code == 0, result.output
+    assert "1 epochs verified" in result.output
