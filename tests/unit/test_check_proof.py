@@ -36,6 +36,7 @@ from ledger.proofs import Blocks, audit_path
 from ledger.rules import PAYERS, TABLES
 from ledger.split import split
 from schemas import topics
+from schemas.event_base import RequestEvent
 
 #: Keccak-256 as Ethereum's documents and the Keccak team's test files have it.
 KECCAK = [
@@ -385,6 +386,45 @@ def test_hostile_records_that_are_in_the_log_are_refused_or_harmless() -> None:
             held |= {name} if holds else set()
     # What neither the charge nor any line depends on; and another legal id is as good as the one that was there.
     assert held == {"at_ms", "key_id", "owner", "rate_nano_usd", "cap_day", "receipt", "node", "provider"}
+
+
+def test_records_that_stand_in_an_order_in_which_they_do_not_count_are_refused() -> None:
+    """All of them are in the log, but the end came before the accept."""
+    events, ids = three_requests()
+    mine = [event for event in events if isinstance(event, RequestEvent) and event.request_id == ids[1]]
+    others = [event for event in events if event not in mine]
+    log = make_log([*others, *reversed(mine)])
+    end, accept = log.of(ids[1])
+    assert end.offset < accept.offset
+    places = [(accept.partition, accept.offset), (end.partition, end.offset)]
+    lines, holds = report(proof_of(log, ids[1], [], places=places), log.event.log_root, None)
+    assert not holds
+    assert "are not in the order of the log" in lines[-2]
+
+
+def test_a_record_with_a_name_twice_is_refused() -> None:
+    """One reader may take the first and another the last."""
+    events, ids = three_requests()
+    good = make_log(events)
+    accept = good.of(ids[1])[0]
+    twice = accept.value.replace(b'"hold_nano":', b'"hold_nano":1,"hold_nano":')
+    log = make_log(events, instead={accept.value: twice})
+    lines, holds = report(
+        proof_of(log, ids[1], [], places=[(r.partition, r.offset) for r in good.of(ids[1])]), log.event.log_root, None
+    )
+    assert not holds
+    assert "a name stands in it twice" in lines[-2]
+
+
+def test_base64_has_one_form(log: Log) -> None:
+    body = json.loads(proof_of(log, three_requests()[1][2], []))
+    text = body["records"][0]["key"]
+    assert text.endswith("=")
+    digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    last = text.rstrip("=")[-1]
+    other = text.replace(last + "=", digits[digits.index(last) + 1] + "=")
+    assert base64.b64decode(other) == base64.b64decode(text)
+    assert refused(sealed(put(body, ("records", 0, "key"), other)), log)
 
 
 def dump(value: Any) -> bytes:
