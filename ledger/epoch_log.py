@@ -56,7 +56,7 @@ async def places_of_epochs(
     try:
         async with aclosing(_records(settings, archive, home)) as batches:
             async for records in batches:
-                _collect(records, settings.ledger_partitions, found)
+                collect(records, settings.ledger_partitions, found)
                 if up_to is not None and len(found) >= up_to:
                     return found[:up_to]
     except LedgerCorrupt:
@@ -76,7 +76,7 @@ def archived_epochs(archive: Archive) -> list[EpochPlace]:
     found = list[EpochPlace]()
     try:
         for _, records in archive.read({}, {home: archive.ends()[home]}):
-            _collect(records, partitions, found)
+            collect(records, partitions, found)
     except LedgerCorrupt:
         pass
     return found
@@ -95,7 +95,8 @@ async def _records(settings: Settings, archive: Archive | None, home: int) -> As
                 yield records
 
 
-def _collect(records: list[Record], partitions: int, found: list[EpochPlace]) -> None:
+def collect(records: list[Record], partitions: int, found: list[EpochPlace]) -> None:
+    """Adds what ends an epoch among the next records of that partition. Raises LedgerCorrupt."""
     for partition, offset, key, value in records:
         if key != _KEY:
             continue

@@ -387,6 +387,7 @@ SHELLS = {
     "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "verify.py", "console.py",
     "spool.py", "epoch_log.py", "verify_epochs.py",
     "commands.py", "commands_rules.py", "commands_archive.py", "commands_exports.py",
+    "check_proof.py", "prove.py", "commands_proofs.py", "source.py", "parquet_export.py",
 }  # fmt: skip
 # eth_hash is keccak256 and nothing else.
 ALLOWED = {"__future__", "collections", "enum", "eth_hash", "hashlib", "json", "typing", "ledger", "schemas"}
