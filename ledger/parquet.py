@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
-from ledger.columns import COLUMNS, NAMES, WORDS, columns_of
+from ledger.columns import COLUMNS, NAMES, WORDS, columns_of, columns_of_records
 from ledger.reader import Record, event_or_none
 
 ROW_GROUP_RECORDS = 1 << 15
@@ -59,7 +59,7 @@ def encode(records: Sequence[Record]) -> bytes:
         for at in range(0, len(records), ROW_GROUP_RECORDS):
             some = records[at : at + ROW_GROUP_RECORDS]
             arrays = [_arrow.array(c, field.type) for c, field in zip(zip(*some, strict=True), _RECORD, strict=True)]
-            arrays += _columns(some).columns
+            arrays += columns_of_records(some).columns
             writer.write_table(_arrow.Table.from_arrays(arrays, schema=_SCHEMA), row_group_size=ROW_GROUP_RECORDS)
     return _without_version(sink.getvalue())
 
@@ -130,7 +130,8 @@ def decode(data: bytes, *, check_columns: bool = False) -> Iterator[list[Record]
 
 
 def _check_columns(records: list[Record], table: Any) -> None:
-    made = _arrow.Table.from_batches([_columns(records)])
+    # The slow way, so that what wrote them is checked too.
+    made = _arrow.Table.from_batches([columns_of([event_or_none(record) for record in records])])
     for name in NAMES:
         found, wanted = table.column(name).combine_chunks(), made.column(name).combine_chunks()
         wanted = wanted.dictionary_decode() if name in WORDS else wanted
@@ -141,10 +142,6 @@ def _check_columns(records: list[Record], table: Any) -> None:
                 raise ColumnsDiffer(
                     f"partition {record.partition} offset {record.offset}: its column {name} is not what its bytes say"
                 )
-
-
-def _columns(records: Sequence[Record]) -> Any:
-    return columns_of([event_or_none(record) for record in records])
 
 
 def _records(table: Any) -> list[Record]:

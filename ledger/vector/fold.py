@@ -58,7 +58,7 @@ class Ended(NamedTuple):
 
 
 class Fold:
-    """The fold of one partition, by chunks. `books` is whole after each `feed`, but for ended ids: see `unpack`."""
+    """The fold of one partition, by chunks. `books` is whole after each `feed`, but for ended ids: see `recall`."""
 
     def __init__(self, books: Books) -> None:
         self.books = books
@@ -75,8 +75,14 @@ class Fold:
                 columns.slice(at, ROWS_MAX), lambda rows, at=at: events_at([row + at for row in rows]) if rows else []
             )
 
+    def told(self) -> tuple[Counter[str], int, list[str]]:
+        """Outcomes, events and findings since it was asked last."""
+        told = self.outcomes, self.events, self.broken
+        self.outcomes, self.events, self.broken = Counter(), 0, []
+        return told
+
     def unpack(self) -> None:
-        """Whoever goes on with `ledger.apply.step` needs every id that ended within a day in the books."""
+        """Puts every id that ended within a day into the books; `recall` does it for those that are asked for."""
         for ended in self._ended:
             self._remember(ended, _do.indices_nonzero(_do.is_valid(ended.low)))
         self._ended.clear()
@@ -150,7 +156,7 @@ class Fold:
     def _step(self, rows: list[int], events: Sequence[Event], newest: Any, pending: Pending | None, first: int) -> None:
         """The hard ones, one by one, each in the books as they are at its offset."""
         books = self.books
-        self._recall(events)
+        self.recall(events)
         newest_ms = newest.take(_arrow.array(rows, _arrow.int64())).to_pylist()
         for row, event, newest_before_ms in zip(rows, events, newest_ms, strict=True):
             # Of ordinary events alone, so its own row adds nothing.
@@ -164,8 +170,8 @@ class Fold:
                 self.broken += [f"{LEDGER} partition {books.partition} offset {first + row}: {what}" for what in wrong]
         books.opening_nano.clear()
 
-    def _recall(self, events: Sequence[Event]) -> None:
-        """Takes packed ids that hard events are about into the books."""
+    def recall(self, events: Sequence[Event]) -> None:
+        """Puts the packed ids that these events are about into the books, before they are stepped."""
         if not self._ended:
             return
         low = _arrow.array(
