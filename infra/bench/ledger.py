@@ -299,8 +299,8 @@ def table(measured: Measured) -> str:
         f"- the archive has {measured.archive_bytes / rates[0].events:.0f} bytes an event; all replays gave digest "
         f"{measured.digest}",
         f"- the streams process ended and was started again {measured.restarts} times meanwhile",
-        "- hledger parses text and checks balance assertions; eventsourcing's events have two fields of their own, ours "
-        "up to 16, and four postings",
+        "- hledger parses text and checks assertions; eventsourcing's events have two fields of their own, ours up to "
+        "16, and four postings",
         *[f"- {peer.what}: not measured, {peer.missing}" for peer in measured.peers if peer.missing],
         f"- {TIGERBEETLE}",
         *[bar.line() for bar in bars],
