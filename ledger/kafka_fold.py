@@ -44,6 +44,7 @@ _SETTINGS: dict[str, Any] = {
     "auto.offset.reset": "error",
     "isolation.level": "read_uncommitted",
     "fetch.wait.max.ms": 50,
+    "log_level": 0,  # what goes wrong is raised
     "max.partition.fetch.bytes": 4 * 1024 * 1024,
     "queued.max.messages.kbytes": 64 * 1024,
     # With the usual second of pause at a full queue it would wait most of the time.

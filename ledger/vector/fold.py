@@ -7,11 +7,12 @@ events are applied, and what they post is worked out over arrays. So is a credit
 could overflow 64 bits is hard too. The books are those of the plain fold (tests/unit/test_ledger_vector.py).
 
 A chunk is any number of records of one partition. Open requests and references stay in the books from one to the next;
-ids that ended in bulk are kept packed for a day, as `Books.forget_ended` does it.
+ids that ended are kept packed for a day, as `Books.forget_ended` does it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -20,7 +21,7 @@ import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
 from ledger.apply import step
-from ledger.books import CHARGED, DAY_MS, FAILED, Books, Credit, Request
+from ledger.books import CHARGED, DAY_MS, FAILED, OPEN, Books, Credit, Request
 from ledger.columns import LOW, id_bits, id_text
 from ledger.invariants import broken_by
 from ledger.outcomes import Outcome
@@ -40,12 +41,15 @@ _QUIET = frozenset(
     }
 )  # fmt: skip
 
+#: Ended requests that are left in the books from chunk to chunk, at most: each chunk looks at all of them.
+_PACK_FROM = 256
+
 #: The events in these rows of a chunk, in the same order.
 EventsAt = Callable[[list[int]], Sequence[Event]]
 
 
 class Ended(NamedTuple):
-    """Ids that ended in bulk in one chunk, in order of `low`."""
+    """Ids that ended, with what their late events are told."""
 
     high: Any
     low: Any
@@ -126,15 +130,15 @@ class Fold:
             return lives
         known = [id_bits(request_id) & LOW for request_id in self.books.requests]
         found = _do.is_in(lives.low, value_set=_arrow.array(known, _arrow.uint64()))
-        for ended in self._near(born_ms(lives)):
+        for ended in self._near(born_ms(lives).to_pylist()):
             found = _do.or_(found, _do.is_in(lives.low, value_set=ended.low))
         return lives.filter(_do.invert(found))
 
-    def _near(self, times_ms: Any) -> Iterator[Ended]:
-        """Packed ids of about the same times, as far as they could be the same."""
-        span = _do.min_max(times_ms).as_py()
+    def _near(self, times_ms: list[int]) -> Iterator[Ended]:
+        """The packed ids among which one of these times can be."""
+        times_ms.sort()
         for ended in self._ended:
-            if ended.first_ms <= span["max"] and span["min"] <= ended.last_ms:
+            if bisect_left(times_ms, ended.first_ms) < bisect_right(times_ms, ended.last_ms):
                 yield ended
 
     def _credits(self, chunk: Chunk, first: int) -> list[int]:
@@ -174,10 +178,9 @@ class Fold:
         """Puts the packed ids that these events are about into the books, before they are stepped."""
         if not self._ended:
             return
-        low = _arrow.array(
-            [id_bits(e.request_id) & LOW for e in events if isinstance(e, RequestEvent)], _arrow.uint64()
-        )
-        for ended in self._ended if len(low) else ():
+        ids = [id_bits(event.request_id) for event in events if isinstance(event, RequestEvent)]
+        low = _arrow.array([bits & LOW for bits in ids], _arrow.uint64())
+        for ended in self._near([bits >> 80 for bits in ids]):
             self._remember(ended, _do.indices_nonzero(_do.is_in(ended.low, value_set=low)))
 
     def _remember(self, ended: Ended, at: Any) -> None:
@@ -191,9 +194,15 @@ class Fold:
             )
 
     def _forget(self) -> None:
+        """Packs what hard events ended, once it is worth it, and drops what is too old to matter."""
+        requests = self.books.requests
+        ended = [(rid, r) for rid, r in requests.items() if r.status != OPEN]
+        if len(ended) >= _PACK_FROM:
+            for request_id, _ in ended:
+                del requests[request_id]
+            self._ended.append(packed_requests(ended))
         horizon_ms = self.books.max_event_ms - DAY_MS
         self._ended = [ended for ended in self._ended if ended.last_ms >= horizon_ms]
-        self.books.forget_ended()
 
 
 def packed(chunk: Chunk, lives: Lives, charges: Charges) -> Ended:
@@ -202,4 +211,20 @@ def packed(chunk: Chunk, lives: Lives, charges: Charges) -> Ended:
     wallet = chunk["wallet"].take(lives.accept)
     return Ended(
         lives.high, lives.low, span["min"], span["max"], wallet, chunk.words("wallet"), charges.usage, charges.by_client
+    )
+
+
+def packed_requests(ended: list[tuple[str, Request]]) -> Ended:
+    """The same of requests that have ended."""
+    bits = [id_bits(request_id) for request_id, _ in ended]
+    wallets = {wallet: code for code, wallet in enumerate({r.wallet_id: None for _, r in ended})}
+    return Ended(
+        _arrow.array([b >> 64 for b in bits], _arrow.uint64()),
+        _arrow.array([b & LOW for b in bits], _arrow.uint64()),
+        min(bits) >> 80,
+        max(bits) >> 80,
+        _arrow.array([wallets[r.wallet_id] for _, r in ended], _arrow.int32()),
+        list(wallets),
+        _arrow.array([r.status == CHARGED for _, r in ended], _arrow.bool_()),
+        _arrow.array([r.payer_charge_nano for _, r in ended], _arrow.int64()),
     )

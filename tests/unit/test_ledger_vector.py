@@ -25,7 +25,7 @@ from schemas.event_base import WalletEvent
 from schemas.events import Event, parse
 from schemas.topics import LEDGER
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Plain:
@@ -81,6 +81,13 @@ def same(plain: Plain, fold: Fold) -> None:
     assert digest([fold.books]) == digest([plain.books])
 
 
+@pytest.fixture(params=[1, 20, 256])
+def pack_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended requests are packed at once, at times, and not in so short a log."""
+    monkeypatch.setattr(fold_module, "_PACK_FROM", request.param)
+
+
+@pytest.mark.usefixtures("pack_from")
 @QUICK
 @given(
     seed=st.integers(0, 2**32), count=st.integers(0, 400), calm=st.sampled_from((0.0, 0.3, 0.9, 0.98)),
@@ -94,6 +101,7 @@ def test_both_folds_come_to_the_same_books(seed: int, count: int, calm: float, w
     same(plain, fold)
 
 
+@pytest.mark.usefixtures("pack_from")
 @QUICK
 @given(seed=st.integers(0, 2**32), cut=st.integers(0, 300))
 def test_the_plain_fold_goes_on_where_the_other_stopped(seed: int, cut: int) -> None:
