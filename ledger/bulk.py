@@ -50,9 +50,8 @@ def fold_archive(replay: Replay, archive: Archive, on_batch: Callable[[int], Non
         done, _ = wait(work, return_when=FIRST_EXCEPTION)
         # The first by partition, so that it does not depend on who was faster, as far as they got.
         folded = [future.result() for future in work if future in done]
-    for fold, last in folded:
-        record = archive.last_record(last)
-        replay.took(fold, bytes.fromhex(last.chain), record_sha256(*record))
+    for fold, last, last_sha256 in folded:
+        replay.took(fold, bytes.fromhex(last.chain), last_sha256)
 
 
 async def fold_kafka(
@@ -72,14 +71,18 @@ async def fold_kafka(
 
 def _fold_partition(
     archive: Archive, fold: Fold, files: Sequence[ArchivedFile], told: Callable[[int], None]
-) -> tuple[Fold, ArchivedFile]:
+) -> tuple[Fold, ArchivedFile, bytes]:
+    last_sha256 = b""
     for file in files:
         found = archive.columns(file)
         with archive.altered(file):
             columns = found.columns(file.partition, file.first)
         fold.feed(columns, partial(_events, archive, file, found))
+        if file is files[-1]:
+            with archive.altered(file):
+                last_sha256 = record_sha256(*found.records([found.count - 1])[0])
         told(found.count)
-    return fold, files[-1]
+    return fold, files[-1], last_sha256
 
 
 def _events(archive: Archive, file: ArchivedFile, found: ArchivedColumns, rows: Sequence[int]) -> list[Event]:

@@ -124,46 +124,39 @@ def _framed(what: object) -> bytes:
 
 
 class _Reading:
-    """One partition of a job, while its records come."""
+    """One partition of a job, while its records come into `records`."""
 
     def __init__(self, part: Part, partitions: int) -> None:
         self.part = part
         self.partition = part.fold.books.partition
         self.expected = part.fold.books.next_offset
+        self.records: list[Record] = []
         self._partitions = partitions
-        self._records: list[Record] = []
-        self._chain = part.chain
-        self._last_sha256 = part.last_sha256
 
     @property
     def is_done(self) -> bool:
         return self.expected >= self.part.end
 
-    def take(self, record: Record) -> None:
-        """The next record; what lies behind the end is passed over. Raises LedgerCorrupt."""
-        if self.is_done:
+    def fold(self) -> None:
+        """Takes the records that are there, but what lies behind the end. Raises LedgerCorrupt."""
+        records = self.records
+        if len(records) < _FOLD_RECORDS and self.expected + len(records) < self.part.end:
             return
-        if record.offset != self.expected:
-            raise LedgerCorrupt(
-                f"{LEDGER} partition {self.partition}: a gap, expected offset {self.expected}, got {record.offset}"
-            )
-        check_place(record, self._partitions)
-        self.expected += 1
-        self._records.append(record)
-        if len(self._records) >= _FOLD_RECORDS or self.is_done:
-            self._fold()
-
-    def _fold(self) -> None:
-        records, chain = self._records, self._chain
-        self.part.fold.feed(columns_of_records(records), lambda rows: [event_of(records[row]) for row in rows])
+        del records[max(0, self.part.end - self.expected) :]
+        for at, record in enumerate(records, self.expected):
+            if record.offset != at:
+                raise LedgerCorrupt(
+                    f"{LEDGER} partition {self.partition}: a gap, expected offset {at}, got {record.offset}"
+                )
+            check_place(record, self._partitions)
+        fold, chain, _, end = self.part
+        fold.feed(columns_of_records(records), lambda rows: [event_of(records[row]) for row in rows])
         for partition, offset, key, value in records:
             chain = chain_link(chain, partition, offset, key, value)
-        self._chain, self._last_sha256 = chain, record_sha256(*records[-1])
-        self._records = []
+        self.part = Part(fold, chain, record_sha256(*records[-1]), end)
+        self.expected += len(records)
+        self.records = []
         gc.collect(0)
-
-    def done(self) -> Part:
-        return self.part._replace(chain=self._chain, last_sha256=self._last_sha256)
 
 
 def _work(job: _Job, tell: Callable[[object], None]) -> list[Part]:
@@ -180,8 +173,11 @@ def _work(job: _Job, tell: Callable[[object], None]) -> list[Part]:
                 if error is not None:
                     raise LedgerUnavailable(f"reading {LEDGER} failed: {error.str()}")
                 partition = message.partition()
-                record = Record(partition, message.offset(), message.key() or b"", message.value() or b"")
-                readings[partition].take(record)
+                readings[partition].records.append(
+                    Record(partition, message.offset(), message.key() or b"", message.value() or b"")
+                )
+            for partition in waiting:
+                readings[partition].fold()
             if messages:
                 last_s = time.monotonic()
                 tell(len(messages))
@@ -195,7 +191,7 @@ def _work(job: _Job, tell: Callable[[object], None]) -> list[Part]:
         raise LedgerUnavailable(f"reading {LEDGER} failed: {error}") from error
     finally:
         consumer.close()
-    return [reading.done() for reading in readings.values()]
+    return [reading.part for reading in readings.values()]
 
 
 def _main(stdin: BinaryIO, stdout: BinaryIO) -> None:

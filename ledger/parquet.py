@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
 from ledger.columns import COLUMNS, NAMES, WORDS, columns_of, columns_of_records
@@ -23,6 +24,7 @@ CREATED_BY = b"shiver ledger archive 2"
 _TAIL_BYTES = 8  # the footer's length in four, "PAR1" in four
 
 _arrow: Any = pyarrow  # ships no types
+_do: Any = pyarrow.compute
 _parquet: Any = pyarrow.parquet
 _RECORD: list[Any] = [
     _arrow.field("partition", _arrow.int32(), nullable=False),
@@ -70,6 +72,7 @@ class ArchivedColumns:
     def __init__(self, data: bytes) -> None:
         self._file = _opened(data, read_dictionary=WORDS)
         self.count: int = self._file.metadata.num_rows
+        self._group: tuple[int, Any] = -1, None
 
     def columns(self, partition: int, first: int) -> Any:
         """Those of all records. Raises ValueError unless they are of `partition`, from `first` on without a gap."""
@@ -82,10 +85,14 @@ class ArchivedColumns:
             column = batch.column(field.name)
             if column.type != field.type or (column.null_count and not field.nullable):
                 raise ValueError(f"its column {field.name} is of another kind")
-        expected = _arrow.array(range(first, first + self.count), _arrow.int64())
-        if not batch.column("offset").equals(expected) or set(batch.column("partition").unique().to_pylist()) != {
-            partition
-        }:
+        offsets, partitions = batch.column("offset"), batch.column("partition")
+        steps = _do.subtract(offsets.slice(1), offsets.slice(0, self.count - 1))
+        ends = offsets[0].as_py(), offsets[self.count - 1].as_py()
+        if (
+            ends != (first, first + self.count - 1)
+            or _do.any(_do.not_equal(steps, 1)).as_py()
+            or not _do.all(_do.equal(partitions, partition)).as_py()
+        ):
             raise ValueError("its records are not those of its range")
         return batch.select(NAMES)
 
@@ -103,11 +110,13 @@ class ArchivedColumns:
         return found
 
     def _taken(self, group: int, rows: list[int]) -> list[Record]:
-        try:
-            table = self._file.read_row_group(group, columns=[field.name for field in _RECORD], use_threads=False)
-        except (_arrow.ArrowException, OSError) as error:
-            raise _unreadable(error) from None
-        return _records(table.take(_arrow.array(rows, _arrow.int64())))
+        if group != self._group[0]:
+            try:
+                table = self._file.read_row_group(group, columns=[field.name for field in _RECORD], use_threads=False)
+            except (_arrow.ArrowException, OSError) as error:
+                raise _unreadable(error) from None
+            self._group = group, table
+        return _records(self._group[1].take(_arrow.array(rows, _arrow.int64())))
 
 
 def decode(data: bytes, *, check_columns: bool = False) -> Iterator[list[Record]]:

@@ -12,7 +12,6 @@ ids that ended are kept packed for a day, as `Books.forget_ended` does it.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
@@ -130,16 +129,18 @@ class Fold:
             return lives
         known = [id_bits(request_id) & LOW for request_id in self.books.requests]
         found = _do.is_in(lives.low, value_set=_arrow.array(known, _arrow.uint64()))
-        for ended in self._near(born_ms(lives).to_pylist()):
+        for ended in self._near(born_ms(lives)):
             found = _do.or_(found, _do.is_in(lives.low, value_set=ended.low))
         return lives.filter(_do.invert(found))
 
-    def _near(self, times_ms: list[int]) -> Iterator[Ended]:
+    def _near(self, times_ms: Any) -> Iterator[Ended]:
         """The packed ids among which one of these times can be."""
-        times_ms.sort()
+        first_ms, last_ms = _do.min(times_ms).as_py(), _do.max(times_ms).as_py()
         for ended in self._ended:
-            if bisect_left(times_ms, ended.first_ms) < bisect_right(times_ms, ended.last_ms):
-                yield ended
+            if first_ms <= ended.last_ms and ended.first_ms <= last_ms:
+                among = _do.and_(_do.greater_equal(times_ms, ended.first_ms), _do.less_equal(times_ms, ended.last_ms))
+                if _do.any(among).as_py():
+                    yield ended
 
     def _credits(self, chunk: Chunk, first: int) -> list[int]:
         """Books the credits whose reference is new, and gives their rows. What they post is posted with the rest."""
@@ -176,11 +177,11 @@ class Fold:
 
     def recall(self, events: Sequence[Event]) -> None:
         """Puts the packed ids that these events are about into the books, before they are stepped."""
-        if not self._ended:
-            return
         ids = [id_bits(event.request_id) for event in events if isinstance(event, RequestEvent)]
+        if not self._ended or not ids:
+            return
         low = _arrow.array([bits & LOW for bits in ids], _arrow.uint64())
-        for ended in self._near([bits >> 80 for bits in ids]):
+        for ended in self._near(_arrow.array([bits >> 80 for bits in ids], _arrow.int64())):
             self._remember(ended, _do.indices_nonzero(_do.is_in(ended.low, value_set=low)))
 
     def _remember(self, ended: Ended, at: Any) -> None:
