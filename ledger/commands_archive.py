@@ -47,10 +47,10 @@ def opened(folder: Path | None, partitions: int | None) -> Archive | None:
 @click.option(
     "--range",
     "range_records",
-    type=click.IntRange(1, 10_000_000),
+    type=click.IntRange(1, 1 << 23),
     default=RANGE_RECORDS,
     show_default=True,
-    help="Records in a file. The same for the archive's whole life.",
+    help="Records in a file, a power of two. The same for the archive's whole life.",
 )
 @click.pass_context
 def archive(ctx: click.Context, folder: Path, tail: bool, range_records: int) -> None:
@@ -60,6 +60,8 @@ def archive(ctx: click.Context, folder: Path, tail: bool, range_records: int) ->
     """
     from ledger.archive import write_archive
 
+    if range_records.bit_count() != 1:
+        raise click.BadParameter(f"{range_records} is no power of two", ctx, param_hint="--range")
     settings = settings_of(ctx)
     with bar("Archiving") as (started, more):
         written = run_shell(

@@ -1,6 +1,7 @@
 """Walks the log, or its archive and the log's tail, and names the first record or row that is not as it must be.
 
-the records     readable, in their partition, without a gap (reader.py); the archive's files (archive.py)
+the records     readable, in their partition, without a gap (reader.py); the archive's files, and that their columns are
+                what the records say (archive.py)
 the books       every invariant at every prefix, or behind every batch
 the hash chain  at the end of each archived file, and against derived.offsets
 PostgreSQL      entries, rejections, accounts, requests, credits, offsets, row by row, in one snapshot (compare.py)
@@ -101,6 +102,8 @@ class _Walk:
 
 async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, every_batch: bool, both: bool) -> Report:
     """Verify everything that there is. Raises LedgerUnavailable, ArchiveUnavailable and what DATABASE_ERRORS names."""
+    if archive is not None:
+        archive.check_columns = True
     async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
         read_to = {p: end for p, end in (await comparison.ends()).items() if p < settings.ledger_partitions}
@@ -147,6 +150,7 @@ async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, e
 async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool) -> Report:
     """Verify an archive alone: no Kafka, no PostgreSQL. Raises ArchiveUnavailable."""
     walk = _Walk(archive.manifest.partitions, every_batch, archived_epochs(archive))
+    archive.check_columns = True
     with bar("Verifying the archive") as (started, more):
         ends = archive.ends()
         started(sum(ends.values()))

@@ -384,8 +384,8 @@ def test_the_chain_tells_places_and_fields_apart() -> None:
 
 
 SHELLS = {
-    "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "verify.py", "console.py",
-    "spool.py", "epoch_log.py", "verify_epochs.py",
+    "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "columns.py", "bulk.py",
+    "kafka_fold.py", "verify.py", "console.py", "spool.py", "epoch_log.py", "verify_epochs.py",
     "commands.py", "commands_rules.py", "commands_archive.py", "commands_exports.py",
     "check_proof.py", "prove.py", "commands_proofs.py", "source.py", "parquet_export.py",
 }  # fmt: skip
