@@ -390,7 +390,18 @@ SHELLS = {
     "check_proof.py", "prove.py", "commands_proofs.py", "source.py", "parquet_export.py",
 }  # fmt: skip
 # eth_hash is keccak256 and nothing else.
-ALLOWED = {"__future__", "collections", "enum", "eth_hash", "hashlib", "json", "typing", "ledger", "schemas"}
+ALLOWED = {
+    "__future__",
+    "collections",
+    "enum",
+    "eth_hash",
+    "functools",
+    "hashlib",
+    "json",
+    "typing",
+    "ledger",
+    "schemas",
+}
 
 
 @pytest.mark.parametrize("path", sorted(Path(ledger.__file__).parent.glob("*.py")), ids=lambda p: p.name)
