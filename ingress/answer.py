@@ -8,13 +8,12 @@ that a request that found no node, or a dead one, still gets a true 4xx or 503.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from ingress.dialects import openai
-from ingress.dispatch import AttemptFailed, ClientGone, JobRejected, Piece, Request
+from ingress.chat import Answer, Done, Piece, Whole
+from ingress.dispatch import AttemptFailed, ClientGone, JobRejected, Request
 from ledger.money import format_amount
 from schemas.errors import ApiError
 from schemas.events import How
@@ -29,13 +28,19 @@ _HOW = {"stop": How.STOP, "length": How.LENGTH, "tool_calls": How.TOOL_CALLS}
 
 
 class ChatAnswer:
-    """An ASGI response for one open request. `pseudonym` names the node in x-shiver-node."""
+    """An ASGI response for one open request, in the bytes of `form`. `pseudonym` names the node in x-shiver-node;
+    `ignored` are the parameters that have no effect here, for x-shiver-ignored."""
 
-    def __init__(self, request: Request, *, stream: bool, include_usage: bool, pseudonym: str) -> None:
+    def __init__(
+        self, request: Request, form: Answer, *, stream: bool, pseudonym: str, ignored: tuple[str, ...] = ()
+    ) -> None:
         self._request = request
         self._stream = stream
-        self._form = openai.Answer(request.id, request.chat.model, int(time.time()), include_usage=include_usage)
+        self._form = form
         self._headers = [(b"x-shiver-node", pseudonym.encode())]
+        if ignored:
+            self._headers.append((b"x-shiver-ignored", ", ".join(ignored).encode()))
+        self._finishes = [""] * request.chat.choices
         self._begun = False
         self._opening = b""
 
@@ -73,30 +78,39 @@ class ChatAnswer:
         while True:
             if piece is None:
                 await self._send(send, b": ping\n")
-            elif piece.finish is not None:
+            elif piece.over:
                 break
+            elif piece.finish is not None:
+                self._finishes[piece.choice] = piece.finish
             else:
-                if piece.text:
-                    await self._send(send, self._form.delta(piece.text))
+                if chunk := self._form.delta(piece):
+                    await self._send(send, chunk)
                 self._request.meter.delivered += piece.tokens
             piece = await self._request.read(PING_S)
-        how = _HOW[piece.finish]
-        cost = self._cost(await self._request.finish(how))
-        end = self._form.end(piece.finish, self._request.prompt_tokens, self._request.meter.delivered, cost)
+        end = self._form.end(await self._done(piece))
         await send({"type": "http.response.body", "body": self._take_opening() + end, "more_body": False})
 
     async def _write_whole(self, send: Send) -> None:
-        texts: list[str] = []
         tokens = 0
-        while (piece := await self._read_whole()).finish is None:
-            texts.append(piece.text)
+        choices = [_Gathered() for _ in self._finishes]
+        while not (piece := await self._read_whole()).over:
+            if piece.finish is not None:
+                self._finishes[piece.choice] = piece.finish
+            choices[piece.choice].add(piece)
             tokens += piece.tokens
         self._request.meter.delivered = tokens
-        cost = self._cost(await self._request.finish(_HOW[piece.finish]))
-        body = self._form.whole("".join(texts), piece.finish, self._request.prompt_tokens, tokens)
-        self._headers.append((b"x-shiver-cost", cost.encode()))
+        done = await self._done(piece)
+        body = self._form.whole([choice.whole() for choice in choices], done)
+        self._headers.append((b"x-shiver-cost", done.cost.encode()))
         await _start(send, 200, b"application/json", self._headers, len(body))
         await send({"type": "http.response.body", "body": body})
+
+    async def _done(self, last: Piece) -> Done:
+        """Settle: what the request came to."""
+        finish = last.finish or "stop"
+        cost = self._cost(await self._request.finish(_HOW[finish]))
+        finishes = [own or finish for own in self._finishes]
+        return Done(finishes, self._request.prompt_tokens, self._request.meter.delivered, cost)
 
     async def _read_whole(self) -> Piece:
         while (piece := await self._request.read(_READ_S)) is None:
@@ -123,10 +137,31 @@ class ChatAnswer:
     async def _break(self, send: Send, error: ApiError) -> None:
         if not self._begun:
             raise error
-        await send({"type": "http.response.body", "body": self._take_opening() + openai.error_event(error)})
+        await send({"type": "http.response.body", "body": self._take_opening() + self._form.error(error)})
 
     def _cost(self, charge_nano: int) -> str:
         return cost_text(charge_nano, self._request.admitted.payer, self._request.admitted.asset)
+
+
+class _Gathered:
+    """The pieces of one choice of an answer that is not streamed."""
+
+    __slots__ = ("logprobs", "texts", "tool_calls", "vector")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.logprobs: list[Any] = []
+        self.tool_calls: list[Any] = []
+        self.vector = ""
+
+    def add(self, piece: Piece) -> None:
+        self.texts.append(piece.text)
+        self.logprobs.extend(piece.logprobs)
+        self.tool_calls.extend(piece.tool_calls)
+        self.vector = piece.vector or self.vector
+
+    def whole(self) -> Whole:
+        return Whole("".join(self.texts), self.logprobs, self.tool_calls, self.vector)
 
 
 def cost_text(charge_nano: int, payer: str, asset: str) -> str:

@@ -1,4 +1,4 @@
-"""The HTTP front. Read `chat` first: it is the way of every request."""
+"""The HTTP front: routes, request ids, errors. The way of a request for tokens is in `ingress.serve`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ingress.answer import ChatAnswer
-from ingress.auth import key_of
+from ingress import surfaces
 from ingress.bootstrap import Ingress
 from ingress.dialects import openai
 from ingress.dispatch import new_request_id
+from ingress.serve import endpoint
 from schemas.errors import ApiError
 
 log = logging.getLogger(__name__)
-
-BODY_BYTES_MAX = 1_048_576
 
 
 def create_app(ingress: Ingress) -> FastAPI:
@@ -40,24 +38,7 @@ def create_app(ingress: Ingress) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_any_error)
 
-    async def chat(request: Request) -> Response:
-        check_length(request)
-        key = key_of(request.headers)
-        body = await read_body(request)
-        try:
-            form = openai.parse(body)
-            await ingress.dispatcher.price_of(form.model)
-        except ApiError:
-            await ingress.admission.check_key(key)  # a body is only judged for a caller with a key
-            raise
-        opened = await ingress.dispatcher.open(request.state.request_id, key, form.chat())
-        return ChatAnswer(  # type: ignore[return-value]  # any ASGI callable is a response to Starlette
-            opened,
-            stream=bool(form.stream),
-            include_usage=form.stream_options is not None and form.stream_options.include_usage,
-            pseudonym=ingress.pseudonym(opened.node.beat.node_id, opened.node.beat.provider_id),
-        )
-
+    chat = endpoint(ingress, openai)
     for path in ("/v1/chat/completions", "/v1/chat"):
         app.add_route(path, chat, methods=["POST"])
 
@@ -84,25 +65,6 @@ def create_app(ingress: Ingress) -> FastAPI:
     return app
 
 
-def check_length(request: Request) -> None:
-    """Raises ApiError request_too_large for a Content-Length above the limit, before anything is read."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
-        raise ApiError("request_too_large")
-
-
-async def read_body(request: Request) -> bytes:
-    """At most BODY_BYTES_MAX bytes, whatever was declared. Raises ApiError request_too_large."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY_BYTES_MAX:
-            raise ApiError("request_too_large")
-        parts.append(part)
-    return b"".join(parts)
-
-
 class RequestIds:
     """Gives every request its id and puts it on every answer, errors included."""
 
@@ -127,10 +89,10 @@ def _json(status: int, data: Any, headers: dict[str, str] | None = None) -> Resp
     return Response(orjson.dumps(data), status, headers, "application/json")
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-    return _json(error.row.status, error.body(), headers)
+    refused = surfaces.refusal(request.url.path, error)
+    return Response(refused.body, refused.status, refused.headers, "application/json")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -16,11 +16,11 @@ import logging
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from ingress.admission import Admission, Admitted, Ask
 from ingress.catalog import Catalog
+from ingress.chat import Chat, Piece
 from ingress.lanes import Lane, LanePool
 from ingress.mailer import Mailer, MailFailed
 from ingress.metering import Meter, prompt_bound_tokens
@@ -30,7 +30,7 @@ from ledger.rules import RULES_VERSION
 from schemas import ids, replies
 from schemas.errors import ApiError
 from schemas.events import How, ModelPrice, RequestAccepted
-from schemas.jobs import Cancel, Job, Sampling
+from schemas.jobs import Cancel, Job
 from schemas.keys import ApiKey
 from schemas.replies import Tally, Tokens, Verdict
 
@@ -45,25 +45,6 @@ END_ACK_S = 5.0
 REQUEST_DEADLINE_S = 600.0
 MAX_TOKENS_DEFAULT = 4096
 ATTEMPT = 1  # the first and only one, until failover continues a stream on another node
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """A chat request as every dialect says it. `max_tokens` None is the default; it is clamped to the context."""
-
-    model: str
-    messages: list[dict[str, Any]]
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    max_tokens: int | None = None
-
-
-class Piece(NamedTuple):
-    """Some of the answer. `finish` comes with the last piece alone, which has no tokens."""
-
-    text: str
-    tokens: int
-    finish: str | None = None
 
 
 class ClientGone(Exception):
@@ -208,7 +189,7 @@ class Request:
         self._heard_s = time.monotonic()
 
     async def read(self, timeout_s: float) -> Piece | None:
-        """The next piece, or None after `timeout_s`. After the piece with `finish` there is none.
+        """The next piece, or None after `timeout_s`. After the piece that is `over` there is none.
 
         Raises ClientGone, AttemptFailed or JobRejected; the request then still wants its finish().
         """
@@ -298,7 +279,7 @@ class Request:
             else:
                 self._ready.append(Piece(reply.text, len(reply.ids)))
         elif isinstance(reply, replies.End) and reply.finish != "cancelled":
-            self._ready.append(Piece("", 0, reply.finish))
+            self._ready.append(Piece("", 0, reply.finish, over=True))
         elif isinstance(reply, replies.End | replies.Rejected | replies.Failed):
             self._failure = _failure_of(reply)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ingress.dispatch import Chat
+from ingress.chat import Asked, Chat, Done, Piece, Whole
 from schemas.errors import ApiError
 from schemas.jobs import Sampling
 
@@ -82,7 +83,18 @@ class ChatRequest(_Form):
         )
 
 
-def parse(body: bytes) -> ChatRequest:
+def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
+    """Raises ApiError: invalid_json, unsupported_parameter, invalid_request."""
+    form = read(body)
+    include_usage = form.stream_options is not None and form.stream_options.include_usage
+    return Asked(
+        form.chat(),
+        bool(form.stream),
+        lambda request_id, created_s: Answer(request_id, form.model, created_s, include_usage=include_usage),
+    )
+
+
+def read(body: bytes) -> ChatRequest:
     """Raises ApiError: invalid_json, unsupported_parameter, invalid_request; its message never repeats a prompt."""
     try:
         return ChatRequest.model_validate_json(body)
@@ -109,33 +121,33 @@ class Answer:
     def begin(self) -> bytes:
         return self._open + b'{"role":"assistant","content":"","refusal":null}' + self._close + b"\n\n"
 
-    def delta(self, text: str) -> bytes:
-        return self._open + b'{"content":' + orjson.dumps(text) + b"}" + self._close + b"\n\n"
+    def delta(self, piece: Piece) -> bytes:
+        if not piece.text:
+            return b""
+        return self._open + b'{"content":' + orjson.dumps(piece.text) + b"}" + self._close + b"\n\n"
 
-    def end(self, finish: str, prompt_tokens: int, completion_tokens: int, cost: str) -> bytes:
+    def end(self, done: Done) -> bytes:
         """The last chunks: the cost stands in the usage chunk where one was asked for, else beside the finish."""
-        chunk: dict[str, Any] = {**self._head, "choices": [_choice(finish, delta={})]}
+        chunk: dict[str, Any] = {**self._head, "choices": [_choice(done.finishes[0], delta={})]}
         if not self._include_usage:
-            return _event({**chunk, "cost": cost}) + b"data: [DONE]\n\n"
-        usage = {**_usage(prompt_tokens, completion_tokens), "cost": cost}
-        last = {**self._head, "choices": [], "usage": usage}
+            return _event({**chunk, "cost": done.cost}) + b"data: [DONE]\n\n"
+        last = {**self._head, "choices": [], "usage": {**_usage(done), "cost": done.cost}}
         return _event({**chunk, "usage": None}) + _event(last) + b"data: [DONE]\n\n"
 
-    def whole(self, text: str, finish: str, prompt_tokens: int, completion_tokens: int) -> bytes:
-        message = {"role": "assistant", "content": text, "refusal": None}
+    def whole(self, choices: list[Whole], done: Done) -> bytes:
+        message = {"role": "assistant", "content": choices[0].text, "refusal": None}
         return orjson.dumps(
             {
                 **self._head,
                 "object": "chat.completion",
-                "choices": [_choice(finish, message=message)],
-                "usage": _usage(prompt_tokens, completion_tokens),
+                "choices": [_choice(done.finishes[0], message=message)],
+                "usage": _usage(done),
             }
         )
 
-
-def error_event(error: ApiError) -> bytes:
-    """The end of a stream that broke: no [DONE] follows, so that nobody takes it for a whole answer."""
-    return _event(error.body())
+    def error(self, error: ApiError) -> bytes:
+        """The end of a stream that broke: no [DONE] follows, so that nobody takes it for a whole answer."""
+        return _event(error.body())
 
 
 def _event(data: dict[str, Any]) -> bytes:
@@ -146,9 +158,9 @@ def _choice(finish: str, **content: Any) -> dict[str, Any]:
     return {"index": 0, **content, "logprobs": None, "finish_reason": finish}
 
 
-def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def _usage(done: Done) -> dict[str, int]:
     return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens": done.prompt_tokens,
+        "completion_tokens": done.completion_tokens,
+        "total_tokens": done.prompt_tokens + done.completion_tokens,
     }

@@ -12,11 +12,13 @@ import pytest
 
 from ingress import answer as answering
 from ingress.answer import ChatAnswer, cost_text
-from ingress.dispatch import AttemptFailed, ClientGone, JobRejected, Piece
+from ingress.chat import Piece
+from ingress.dialects import openai
+from ingress.dispatch import AttemptFailed, ClientGone, JobRejected
 from schemas.errors import ApiError
 from schemas.events import How
 
-HELLO = [Piece("Hel", 1), Piece("", 1), Piece("lo", 2), Piece("", 0, "stop")]
+HELLO = [Piece("Hel", 1), Piece("", 1), Piece("lo", 2), Piece("", 0, "stop", over=True)]
 
 
 class FakeRequest:
@@ -24,7 +26,7 @@ class FakeRequest:
 
     def __init__(self, *brings: Piece | Exception | None) -> None:
         self.id = "0190"
-        self.chat = SimpleNamespace(model="m")
+        self.chat = SimpleNamespace(model="m", choices=1)
         self.admitted = SimpleNamespace(payer="wallet:w", asset="SHIVER")
         self.meter = SimpleNamespace(delivered=0)
         self.prompt_tokens = 9
@@ -51,6 +53,10 @@ class FakeRequest:
         return 12_300_000
 
 
+def _form(usage: bool = False) -> openai.Answer:
+    return openai.Answer("0190", "m", 7, include_usage=usage)
+
+
 async def _write(request: FakeRequest, *, stream: bool = True, usage: bool = False, gone: bool = False) -> list[Any]:
     """Run an answer; returns the ASGI messages that it sent. `gone`: the client closes at once when all is read."""
     sent: list[Any] = []
@@ -64,7 +70,7 @@ async def _write(request: FakeRequest, *, stream: bool = True, usage: bool = Fal
             await asyncio.Event().wait()
         return {"type": "http.disconnect"}
 
-    answer: Any = ChatAnswer(request, stream=stream, include_usage=usage, pseudonym="node_1")  # type: ignore[arg-type]
+    answer: Any = ChatAnswer(request, _form(usage), stream=stream, pseudonym="node_1")  # type: ignore[arg-type]
     await answer({"type": "http"}, receive, send)
     return sent
 
@@ -161,7 +167,7 @@ async def test_a_client_that_takes_nothing_is_gone(monkeypatch: pytest.MonkeyPat
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    answer: Any = ChatAnswer(request, stream=True, include_usage=False, pseudonym="n")  # type: ignore[arg-type]
+    answer: Any = ChatAnswer(request, _form(), stream=True, pseudonym="n")  # type: ignore[arg-type]
     await answer({"type": "http"}, asyncio.Event().wait, send)
     assert request.ended == [(How.CLIENT_GONE, 0)]
 

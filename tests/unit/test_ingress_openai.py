@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from ingress.chat import Done, Piece
 from ingress.dialects import openai
 from ingress.dispatch import budget_tokens, hold_bound_nano
 from ingress.metering import prompt_bound_tokens
@@ -18,7 +19,7 @@ PLAIN: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": 
 
 
 def _parse(**changes: Any) -> openai.ChatRequest:
-    return openai.parse(orjson.dumps({**PLAIN, **changes}))
+    return openai.read(orjson.dumps({**PLAIN, **changes}))
 
 
 def test_the_smallest_request() -> None:
@@ -74,20 +75,20 @@ def test_bad_input_is_refused_by_name(changes: dict[str, Any], code: str, param:
 )
 def test_what_is_no_json(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        openai.parse(body)
+        openai.read(body)
     assert caught.value.code == "invalid_json"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"x"', b"{}"])
 def test_json_of_another_shape(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        openai.parse(body)
+        openai.read(body)
     assert caught.value.code == "invalid_request"
 
 
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ApiError) as caught:
-        openai.parse(orjson.dumps({"messages": PLAIN["messages"]}))
+        openai.read(orjson.dumps({"messages": PLAIN["messages"]}))
     assert caught.value.param == "model"
 
 
@@ -112,7 +113,7 @@ def _chunks(data: bytes) -> list[Any]:
 @pytest.mark.parametrize("include_usage", [True, False])
 def test_stream_chunks(include_usage: bool) -> None:
     answer = openai.Answer("id", "m", 7, include_usage=include_usage)
-    data = answer.begin() + answer.delta('7 "plus"\n') + answer.end("stop", 4, 2, "0.1 SHIVER")
+    data = answer.begin() + answer.delta(Piece('7 "plus"\n', 2)) + answer.end(Done(["stop"], 4, 2, "0.1 SHIVER"))
     assert data.endswith(b"data: [DONE]\n\n")
     chunks = _chunks(data)
     for chunk in chunks:

@@ -1,0 +1,64 @@
+"""The way of every request for tokens, whatever its dialect: size, key, form, model, then the dispatcher's own checks.
+
+A dialect's router adds a route with `endpoint(ingress, dialect)`; nothing else of a request's life is its concern.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+
+from fastapi import Request
+from starlette.responses import Response
+
+from ingress.answer import ChatAnswer
+from ingress.auth import key_of
+from ingress.bootstrap import Ingress
+from ingress.chat import Dialect
+from schemas.errors import ApiError
+
+BODY_BYTES_MAX = 1_048_576
+
+
+def endpoint(ingress: Ingress, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
+    """A POST endpoint that speaks `dialect`."""
+
+    async def serve(request: Request) -> Response:
+        check_length(request)
+        key = key_of(request.headers)
+        body = await read_body(request)
+        try:
+            asked = dialect.parse(body, request.headers)
+            await ingress.dispatcher.price_of(asked.chat.model)
+        except ApiError:
+            await ingress.admission.check_key(key)  # a body is only judged for a caller with a key
+            raise
+        opened = await ingress.dispatcher.open(request.state.request_id, key, asked.chat)
+        return ChatAnswer(  # type: ignore[return-value]  # any ASGI callable is a response to Starlette
+            opened,
+            asked.writer(opened.id, int(time.time())),
+            stream=asked.stream,
+            pseudonym=ingress.pseudonym(opened.node.beat.node_id, opened.node.beat.provider_id),
+            ignored=asked.ignored,
+        )
+
+    return serve
+
+
+def check_length(request: Request) -> None:
+    """Raises ApiError request_too_large for a Content-Length above the limit, before anything is read."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
+        raise ApiError("request_too_large")
+
+
+async def read_body(request: Request) -> bytes:
+    """At most BODY_BYTES_MAX bytes, whatever was declared. Raises ApiError request_too_large."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > BODY_BYTES_MAX:
+            raise ApiError("request_too_large")
+        parts.append(part)
+    return b"".join(parts)
