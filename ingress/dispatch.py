@@ -23,7 +23,7 @@ from ingress.catalog import Catalog
 from ingress.chat import Chat, Piece
 from ingress.lanes import Lane, LanePool
 from ingress.mailer import Mailer, MailFailed
-from ingress.metering import Meter, prompt_bound_tokens
+from ingress.metering import Meter, budget_tokens, hold_bound_nano
 from ingress.router import Node, Router
 from ledger.log import LedgerUnavailable, LedgerWriter
 from ledger.rules import RULES_VERSION
@@ -43,7 +43,8 @@ LANE_WAIT_S = 5.0
 ACCEPT_ACK_S = 5.0
 END_ACK_S = 5.0
 REQUEST_DEADLINE_S = 600.0
-MAX_TOKENS_DEFAULT = 4096
+#: Bounds the hold of a request that waits for the first node of its model.
+CONTEXT_UNKNOWN_TOKENS = 4096
 ATTEMPT = 1  # the first and only one, until failover continues a stream on another node
 
 
@@ -109,7 +110,7 @@ class Dispatcher:
         if node is not None:
             return node
         # Whoever would be refused anyway is told so at once, and does not stand in the queue.
-        context = self.router.context_tokens(chat.model) or MAX_TOKENS_DEFAULT
+        context = self.router.context_tokens(chat.model) or CONTEXT_UNKNOWN_TOKENS
         hold_nano = hold_bound_nano(chat, price, context)
         await self.admission.admit(Ask(request_id, key, hold_nano, self.boot_id, "", "", "", 0), dry_run=True)
         node = await self.router.wait(chat.model, NODE_WAIT_S)
@@ -162,10 +163,15 @@ class Request:
         self._began_s = self._heard_s = time.monotonic()
         self._gone = False
         self._over = False
+        self._vectors: set[int] = set()
 
     @property
     def prompt_tokens(self) -> int:
         return self._tally.prompt_tokens or 0
+
+    @property
+    def image_tokens(self) -> int:
+        return self._tally.image_tokens
 
     async def start(self) -> None:
         """Append request.accepted and post the job, at once; wait for both acks: without them nothing is delivered."""
@@ -229,11 +235,13 @@ class Request:
 
     async def _end(self, how: How) -> int:
         if self._over:
-            return self.meter.charge_nano(self.prompt_tokens, how)
+            return self.meter.charge_nano(self.prompt_tokens, self.image_tokens, how)
         self._over = True
-        charge_nano = self.meter.charge_nano(self.prompt_tokens, how)
+        charge_nano = self.meter.charge_nano(self.prompt_tokens, self.image_tokens, how)
         try:
-            acked = self._shared.writer.append(self.meter.end_event(how, self.prompt_tokens, self.now_ms()))
+            acked = self._shared.writer.append(
+                self.meter.end_event(how, self.prompt_tokens, self.image_tokens, self.now_ms())
+            )
         except LedgerUnavailable as error:  # only where the backlog is full: our lease will end before it is read
             log.error("request %s: its end could not be queued: %s", self.id, error)
             acked = None
@@ -274,14 +282,32 @@ class Request:
         if verdict is Verdict.GAP:
             self._failure = AttemptFailed(How.NODE_DIED, f"records of the node are missing before {reply.seq}")
         elif isinstance(reply, Tokens):
-            if self._tally.completion_tokens > self._max_tokens:
+            if self._tally.completion_tokens > self._max_tokens * self.chat.n or reply.choice >= self.chat.n:
                 self._failure = AttemptFailed(How.ERROR, "the node went over its budget")
             else:
-                self._ready.append(Piece(reply.text, len(reply.ids)))
+                self._ready.append(
+                    Piece(reply.text, len(reply.ids), None, reply.choice, reply.logprobs, reply.tool_calls)
+                )
+        elif isinstance(reply, replies.ChoiceEnd | replies.Embedded):
+            self._take_part(reply)
         elif isinstance(reply, replies.End) and reply.finish != "cancelled":
-            self._ready.append(Piece("", 0, reply.finish, over=True))
+            if self.chat.task == "embedding" and len(self._vectors) < len(self.chat.prompts):
+                self._failure = AttemptFailed(How.ERROR, "the node left inputs out")
+            else:
+                self._ready.append(Piece("", 0, reply.finish, over=True))
         elif isinstance(reply, replies.End | replies.Rejected | replies.Failed):
             self._failure = _failure_of(reply)
+
+    def _take_part(self, reply: replies.ChoiceEnd | replies.Embedded) -> None:
+        """A choice's end, or a vector: one for each input."""
+        if isinstance(reply, replies.ChoiceEnd):
+            if reply.choice < self.chat.n and reply.finish != "cancelled":
+                self._ready.append(Piece("", 0, reply.finish, reply.choice))
+        elif reply.index in self._vectors or reply.index >= len(self.chat.prompts):
+            self._failure = AttemptFailed(How.ERROR, "the node sent a vector that nobody waits for")
+        else:
+            self._vectors.add(reply.index)
+            self._ready.append(Piece("", reply.tokens, choice=reply.index, vector=reply.vector))
 
     def _judge_silence(self, judged_s: float) -> None:
         now_s = time.monotonic()
@@ -313,17 +339,28 @@ class Request:
         )
 
     def _job(self) -> Job:
-        now_ms = int(time.time() * 1000)
+        now_ms, chat = int(time.time() * 1000), self.chat
         return Job(
             request_id=self.id,
             attempt=ATTEMPT,
             owner=self._shared.boot_id,
             lane=self._lane.topic,
-            model=self.chat.model,
-            messages=self.chat.messages,
-            sampling=self.chat.sampling,
-            stop=self.chat.stop,
+            model=chat.model,
+            task=chat.task,
+            messages=chat.messages,
+            prompts=chat.prompts,
+            images=chat.images,
+            tools=chat.tools,
+            tool_choice=chat.tool_choice,
+            parallel_tool_calls=chat.parallel_tool_calls,
+            response_format=chat.response_format,
+            sampling=chat.sampling,
+            stop=chat.stop,
             max_tokens=self._max_tokens,
+            n=chat.n,
+            logprobs=chat.logprobs,
+            echo=chat.echo,
+            dimensions=chat.dimensions,
             expires_at_ms=now_ms + int(replies.CLAIM_TIMEOUT_S * 1000),
             deadline_at_ms=now_ms + int(REQUEST_DEADLINE_S * 1000),
         )
@@ -347,21 +384,21 @@ class JobRejected(Exception):
 
 def _failure_of(reply: replies.End | replies.Rejected | replies.Failed) -> Exception:
     if isinstance(reply, replies.Rejected):
-        code = "context_length_exceeded" if reply.code == "context_too_long" else "invalid_request"
-        return JobRejected(ApiError(code, reply.detail or None, param="messages"))
+        code, param = _REJECTIONS[reply.code]
+        return JobRejected(ApiError(code, reply.detail or None, param=param))
     if isinstance(reply, replies.Failed) and reply.code == "deadline":
         return AttemptFailed(How.DEADLINE, "the deadline has passed")
     return AttemptFailed(How.NODE_DIED, f"the node answered {getattr(reply, 'code', 'cancelled')}")
 
 
-def budget_tokens(chat: Chat, context_tokens: int) -> int:
-    return min(MAX_TOKENS_DEFAULT if chat.max_tokens is None else chat.max_tokens, context_tokens)
-
-
-def hold_bound_nano(chat: Chat, price: ModelPrice, context_tokens: int) -> int:
-    """The most that the request can cost: prompt bound and budget, each capped by the context."""
-    prompt = min(prompt_bound_tokens(chat.messages), context_tokens)
-    return price.in_nano * prompt + price.out_nano * budget_tokens(chat, context_tokens)
+_REJECTIONS: dict[str, tuple[str, str | None]] = {
+    "context_too_long": ("context_length_exceeded", "messages"),
+    "bad_template": ("invalid_request", "messages"),
+    "bad_job": ("invalid_request", None),
+    "bad_schema": ("invalid_schema", None),
+    "bad_image": ("invalid_image", "messages"),
+    "unsupported": ("model_cannot", "model"),
+}
 
 
 def new_request_id() -> str:
