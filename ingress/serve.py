@@ -33,7 +33,11 @@ def endpoint(ingress: Ingress, dialect: Dialect) -> Callable[[Request], Awaitabl
         except ApiError:
             await ingress.admission.check_key(key)  # a body is only judged for a caller with a key
             raise
-        opened = await ingress.dispatcher.open(request.state.request_id, key, asked.chat)
+        chat = asked.chat
+        if chat.image_urls:
+            await ingress.admission.check_key(key)  # nothing is fetched for a stranger
+            chat = await ingress.egress.with_images(chat)
+        opened = await ingress.dispatcher.open(request.state.request_id, key, chat)
         return ChatAnswer(  # type: ignore[return-value]  # any ASGI callable is a response to Starlette
             opened,
             asked.writer(opened.id, int(time.time())),

@@ -30,6 +30,7 @@ class FakeRequest:
         self.admitted = SimpleNamespace(payer="wallet:w", asset="SHIVER")
         self.meter = SimpleNamespace(delivered=0)
         self.prompt_tokens = 9
+        self.image_tokens = 0
         self.ended: list[tuple[How, int]] = []
         self.log: list[str] = []
         self._brings = deque(brings)
