@@ -32,10 +32,8 @@ def png(width: int = 2, height: int = 2, pixels: bytes | None = None, extra: byt
 
 
 GIF = b"GIF89a" + struct.pack("<HH", 3, 4) + b"\0\0\0;"
-JPEG = (
-    b"\xff\xd8\xff\xe0\x00\x04ab\xff\xff\xc2\x00\x0b\x08" + struct.pack(">HH", 5, 6) + b"\x01\x01\x11\0"
-JPEG += b"\xff\xda\0\x02"
-)
+_SOF = b"\xff\xff\xc2\x00\x0b\x08" + struct.pack(">HH", 5, 6) + b"\x01\x01\x11\0"
+JPEG = b"\xff\xd8\xff\xe0\x00\x04ab" + _SOF + b"\xff\xda\0\x02"
 WEBP_X = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + (6).to_bytes(3, "little") + (7).to_bytes(3, "little")
 WEBP_L = b"RIFF\0\0\0\0WEBPVP8L\0\0\0\0\x2f" + struct.pack("<I", 8 | 9 << 14) + b"\0"
 WEBP = b"RIFF\0\0\0\0WEBPVP8 \0\0\0\0abc\x9d\x01\x2a" + struct.pack("<HH", 11, 12)
