@@ -26,7 +26,6 @@ T = TypeVar("T")
 
 DEFAULT_PORT = 8080
 NODE_ID = "node-1"
-PROVIDER_ID = "home"
 _READY_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _STOP_GRACE_S = 30.0  # a node drains for up to 20 s, an ingress for 10 s
@@ -36,7 +35,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the operator chose. `kafka` and `database_url` None: start our own. `engine` and `models` (each `name` or
-    `name=path`) are the node's."""
+    `name=path`) are the node's. `node_ids` has each node's provider, None for the one that the database knows."""
 
     port: int = DEFAULT_PORT
     host: str = LOOPBACK
@@ -45,7 +44,7 @@ class Options:
     models: tuple[str, ...] = ("shark-mini",)
     engine: str = "llamacpp"
     ledger_partitions: int = 8
-    node_ids: dict[str, str] = field(default_factory=lambda: {NODE_ID: PROVIDER_ID})
+    node_ids: dict[str, str | None] = field(default_factory=lambda: {NODE_ID: None})
 
     @staticmethod
     def from_environment(port: int, host: str, env: dict[str, str] | None = None) -> Options:
@@ -75,6 +74,7 @@ class Stack:
         self.database_url = options.database_url or ""
         self.base_url = f"http://{options.host}:{options.port}"
         self.keys: DemoKeys | None = None
+        self.providers: dict[str, str] = {}
         self.supervisor = Supervisor(state.logs, say, on_change=self._write)
         self._started_at = time.time()
         self._cancelled = threading.Event()
@@ -131,7 +131,7 @@ class Stack:
 
         async with connected(self.database_url) as db:
             names = [model.partition("=")[0] for model in self.options.models]
-            await demo.register(db, self.options.node_ids, names)
+            self.providers = await demo.register(db, self.options.node_ids, names)
             self.keys = await demo.ensure_keys(db, self.state, self.options.ledger_partitions)
             await demo.ensure_credit(db, appending(self.kafka, self.options.ledger_partitions))
 
@@ -145,7 +145,7 @@ class Stack:
             "SHRK_DRAIN_S": os.environ.get("SHRK_DRAIN_S", "8"),  # within the grace of a stop
         }
         services = [self._service("streams", "streams", common)]
-        for node_id, provider_id in self.options.node_ids.items():
+        for node_id, provider_id in self.providers.items():
             settings = {
                 "SHRK_NODE_ID": node_id,
                 "SHRK_PROVIDER_ID": provider_id,
