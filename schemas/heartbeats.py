@@ -4,7 +4,7 @@ Readers judge freshness by arrival, never by a sender's clock."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,15 +15,29 @@ INTERVAL_S = 1.0
 STALE_S = 3.5
 
 
+Modality = Literal["text", "image", "embedding"]
+
+
 class ServedModel(BaseModel):
+    """A model that a node serves.
+
+    `modalities`: "text" answers chats and completions, "image" takes images in chats, "embedding" makes vectors.
+    `tools`: its template takes tools.
+    """
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Name
     context_tokens: Annotated[int, Field(gt=0, le=10**8)]
+    modalities: Annotated[tuple[Modality, ...], Field(min_length=1, max_length=3)] = ("text",)
+    tools: bool = False
 
 
 class NodeHeartbeat(BaseModel):
-    """`slots` generations may run at once; a draining node takes no new job."""
+    """`slots` generations may run at once, whatever their models; a draining node takes no new job.
+
+    A model whose engine is being loaded again is left out of `models` until it is back.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
