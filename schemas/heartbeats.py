@@ -52,6 +52,8 @@ class NodeHeartbeat(BaseModel):
     #: and needs only those of the others, so that a heartbeat a second old costs it no slot.
     busy_by_owner: Annotated[dict[Id, Annotated[int, Field(ge=0, le=4096)]], Field(max_length=4096)]
     draining: bool = False
+    #: What the node measured from a job's arrival to its first token, lately; None where it has not had any.
+    first_token_ms: Annotated[int, Field(ge=0, le=10**7)] | None = None
 
 
 class IngressHeartbeat(BaseModel):
