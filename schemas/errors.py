@@ -53,6 +53,7 @@ TABLE: dict[str, ErrorRow] = {
     "context_length_exceeded": ErrorRow(
         400, _FORM, "The prompt is longer than the model's context.", inference=422
     ),
+    "model_cannot": ErrorRow(400, _FORM, "This model cannot do that.", inference=422),
     "model_not_allowed": ErrorRow(403, _BARRED, "This key may not use that model."),
     "models_read_only": ErrorRow(403, _BARRED, "Models are set by the operator; the API cannot remove one."),
     "rate_limit_exceeded": ErrorRow(429, _LIMIT, "Too many requests a minute.", retryable=True, retry_after_s=10),
@@ -89,7 +90,7 @@ TABLE: dict[str, ErrorRow] = {
 class ApiError(Exception):
     """A refusal that the client is told, by its code in TABLE.
 
-    `param` names the field at fault; `status` stands in for the table's where a path has its own; `headers` go out with
+    `param` names the field at fault; `retry_after_s` stands in for the table's wait, 0 for none; `status` stands in for the table's where a path has its own; `headers` go out with
     it.
     """
 
@@ -107,7 +108,8 @@ class ApiError(Exception):
         self.row = TABLE[code]
         self.message = message or self.row.message
         self.param = param
-        self.retry_after_s = self.row.retry_after_s if retry_after_s is None else retry_after_s
+        wait_s = self.row.retry_after_s if retry_after_s is None else retry_after_s
+        self.retry_after_s = wait_s or None
         self.headers = headers or {}
         self._status = status
         super().__init__(f"{code}: {self.message}")
