@@ -90,8 +90,8 @@ TOY = price("100", "200")
 
 
 async def publish(db: Any, models: list[str]) -> None:
-    """Puts those of `models` into the catalog that are not there yet, each as it is published or at the toy's price, and
-    the published aliases of them. What an operator has changed stays."""
+    """Puts those of `models` into the catalog that are not there yet, each as it is published or at the toy's price,
+    and the published aliases of them. What an operator has changed stays."""
     known = {entry.name: entry for entry in PUBLISHED}
     for name in models:
         entry = known.get(name, Published(name, TOY, None))
@@ -118,8 +118,8 @@ async def set_model(
     if not 1 <= len(name) <= 200 or name == "auto":
         raise AccountRefused("a model's name has 1 to 200 characters and is not auto, which chooses among all")
     await db.execute(
-        "insert into state.models (model, owned_by, in_nano, out_nano, in_nano_usdc, out_nano_usdc, kind, takes_images, "
-        "context_tokens) values ($1, 'shiver', $2, $3, $4, $5, $6, $7, $8) on conflict (model) do update set "
+        "insert into state.models (model, owned_by, in_nano, out_nano, in_nano_usdc, out_nano_usdc, kind, "
+        "takes_images, context_tokens) values ($1, 'shiver', $2, $3, $4, $5, $6, $7, $8) on conflict (model) do update set "
         "in_nano = excluded.in_nano, out_nano = excluded.out_nano, in_nano_usdc = excluded.in_nano_usdc, "
         "out_nano_usdc = excluded.out_nano_usdc, kind = excluded.kind, takes_images = excluded.takes_images, "
         "context_tokens = excluded.context_tokens",

@@ -151,7 +151,7 @@ class Admission:
     async def move(self, request_id: str, owner: str, node_id: str, model: str, attempt: int) -> None:
         """Another node takes over: from its commit on the expiry counts that attempt.
 
-        Raises ApiError `all_providers_failed` where the request is no longer `owner`'s: nothing may be sent for it then.
+        Raises ApiError `all_providers_failed` where the request is no longer `owner`'s: nothing may be sent for it.
         """
         moved = await _answer(
             self._pool.fetchval(

@@ -114,7 +114,8 @@ class ChatAnswer:
         finish = last.finish or "stop"
         cost = self._cost(await self._request.finish(_HOW[finish]))
         finishes = [own or finish for own in self._finishes]
-        return Done(finishes, self._request.prompt_tokens, self._request.meter.delivered, cost)
+        request = self._request
+        return Done(finishes, request.prompt_tokens, request.meter.delivered, cost, request.image_tokens)
 
     async def _read_whole(self) -> Piece:
         while (piece := await self._request.read(_READ_S)) is None:

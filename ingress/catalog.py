@@ -1,4 +1,4 @@
-"""What is on offer, read from PostgreSQL and kept for a few seconds: models, aliases, prices, and trust in providers."""
+"""What is on offer, read from PostgreSQL and kept for a few seconds: models, aliases, prices, trust in providers."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 from schemas.errors import ApiError
-from schemas.jobs import Sampling
+from schemas.jobs import Image, NamedTool, Prompt, ResponseFormat, Sampling, Tool
+from schemas.replies import TokenLogprob, ToolDelta
 
 Task = Literal["chat", "completion", "embedding"]
 
@@ -35,11 +36,12 @@ ANYWHERE = Routing()
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A request as every dialect says it: messages, or prompts of a completion, or the inputs of an embedding.
+    """A request as every dialect says it: messages, or the prompts of completions, or the inputs of an embedding.
 
-    `max_tokens` None is the default; it is clamped to the context that is left. `messages` hold an image as the part
-    {"type": "image", "index": i}, which is entry i of `image_urls` until it is fetched and of `images` after. Prompts
-    are texts or token ids. There are `choices` answers: n for each prompt, in the prompts' order.
+    Its values are within the limits of `schemas.jobs.Job`: the dialect has seen to that. `max_tokens` None is the
+    default; it is clamped to the context that is left. A message holds an image as the part {"type": "image",
+    "index": i}: entry i of `image_urls` until it is fetched, and of `images` after. There are n choices for each
+    prompt, in the prompts' order. `image_bound_tokens` is the most that the images can come to.
     """
 
     model: str
@@ -49,41 +51,46 @@ class Chat:
     max_tokens: int | None = None
     task: Task = "chat"
     n: int = 1
-    prompts: tuple[str | tuple[int, ...], ...] = ()
+    prompts: tuple[Prompt, ...] = ()
     echo: bool = False
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    tool_choice: str | dict[str, Any] | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
-    response_format: dict[str, Any] | None = None
-    logprobs: int | None = None  # alternatives to each token; 0 is the token's own alone, None is none
+    response_format: ResponseFormat | None = None
+    logprobs: int | None = None  # alternatives told with each token; 0 is the token's own alone, None is nothing
     dimensions: int | None = None
     image_urls: tuple[str, ...] = ()
-    images: tuple[Any, ...] = ()
+    images: tuple[Image, ...] = ()
+    image_bound_tokens: int = 0
     routing: Routing = ANYWHERE
 
     @property
     def choices(self) -> int:
+        """How many answers, or vectors, there will be."""
         return self.n * max(1, len(self.prompts))
 
 
 class Piece(NamedTuple):
     """Some of the answer. `finish` ends its choice and comes without tokens; after the piece that is `over` is none.
 
-    `logprobs` and `tool_calls` are as the node's reply has them.
+    `vector` is that of input `choice`, in base64 of little-endian float32, where the task is an embedding.
     """
 
     text: str
     tokens: int
     finish: str | None = None
     choice: int = 0
-    logprobs: tuple[Any, ...] = ()
-    tool_calls: tuple[Any, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    tool_calls: tuple[ToolDelta, ...] = ()
     over: bool = False
-    vector: str = ""  # of input `choice`, base64 of float32, where the task is an embedding
+    vector: str = ""
 
 
 class Done(NamedTuple):
-    """How the whole request ended: a finish for each choice, what was counted, and its cost ("0.0123 SHIVER")."""
+    """How the whole request ended: a finish for each choice, what was counted, and its cost ("0.0123 SHIVER").
+
+    `prompt_tokens` are those of text; `image_tokens` come on top of them.
+    """
 
     finishes: list[str]
     prompt_tokens: int
@@ -96,9 +103,28 @@ class Whole(NamedTuple):
     """One choice of an answer that is not streamed, from its pieces."""
 
     text: str
-    logprobs: list[Any]
-    tool_calls: list[Any]
+    logprobs: list[TokenLogprob]
+    tool_calls: list[ToolDelta]  # in pieces still: `join_calls` puts them together
     vector: str = ""
+
+
+class ToolCall(NamedTuple):
+    """A whole tool call; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+def join_calls(deltas: list[ToolDelta]) -> list[ToolCall]:
+    """The tool calls that these pieces are of, by index."""
+    calls: dict[int, list[str]] = {}
+    for delta in deltas:
+        call = calls.setdefault(delta.index, ["", "", ""])
+        call[0] = delta.id or call[0]
+        call[1] = delta.name or call[1]
+        call[2] += delta.arguments
+    return [ToolCall(*calls[index]) for index in sorted(calls)]
 
 
 class Answer(Protocol):

@@ -27,7 +27,7 @@ from ingress.catalog import Catalog, Model
 from ingress.chat import Chat, Piece
 from ingress.lanes import Lane, LanePool
 from ingress.mailer import Mailer, MailFailed
-from ingress.metering import Meter, prompt_bound_tokens
+from ingress.metering import Meter, budget_tokens, hold_bound_nano
 from ingress.placing import Wish
 from ingress.router import Place, Router
 from ledger.log import LedgerUnavailable, LedgerWriter
@@ -35,7 +35,7 @@ from ledger.rules import RULES_VERSION
 from schemas import ids, replies
 from schemas.errors import ApiError
 from schemas.event_base import Asset
-from schemas.events import How, ModelPrice, RequestAccepted
+from schemas.events import How, RequestAccepted
 from schemas.jobs import Cancel, Job
 from schemas.keys import ApiKey
 from schemas.replies import Tally, Tokens, Verdict
@@ -49,7 +49,6 @@ LANE_WAIT_S = 5.0
 ACCEPT_ACK_S = 5.0
 END_ACK_S = 5.0
 REQUEST_DEADLINE_S = 600.0
-MAX_TOKENS_DEFAULT = 4096
 #: Bounds the hold of a request that waits for the first node of its model.
 CONTEXT_UNKNOWN_TOKENS = 4096
 #: A request is tried on so many nodes at most, and after its first token on no other.
@@ -205,10 +204,15 @@ class Request:
         self._began_s = self._heard_s = time.monotonic()
         self._gone = False
         self._over = False
+        self._vectors: set[int] = set()
 
     @property
     def prompt_tokens(self) -> int:
         return self._tally.prompt_tokens or 0
+
+    @property
+    def image_tokens(self) -> int:
+        return self._tally.image_tokens
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -323,11 +327,13 @@ class Request:
 
     async def _end(self, how: How) -> int:
         if self._over:
-            return self.meter.charge_nano(self.prompt_tokens, how)
+            return self.meter.charge_nano(self.prompt_tokens, self.image_tokens, how)
         self._over = True
-        charge_nano = self.meter.charge_nano(self.prompt_tokens, how)
+        charge_nano = self.meter.charge_nano(self.prompt_tokens, self.image_tokens, how)
         try:
-            acked = self._shared.writer.append(self.meter.end_event(how, self.prompt_tokens, self.now_ms()))
+            acked = self._shared.writer.append(
+                self.meter.end_event(how, self.prompt_tokens, self.image_tokens, self.now_ms())
+            )
         except LedgerUnavailable as error:  # only where the backlog is full: our lease will end before it is read
             log.error("request %s: its end could not be queued: %s", self.id, error)
             acked = None
@@ -368,14 +374,32 @@ class Request:
         if verdict is Verdict.GAP:
             self._failure = AttemptFailed(How.NODE_DIED, f"records of the node are missing before {reply.seq}")
         elif isinstance(reply, Tokens):
-            if self._tally.completion_tokens > self._max_tokens:
+            if self._tally.completion_tokens > self._max_tokens * self.chat.n or reply.choice >= self.chat.n:
                 self._failure = AttemptFailed(How.ERROR, "the node went over its budget")
             else:
-                self._ready.append(Piece(reply.text, len(reply.ids)))
+                self._ready.append(
+                    Piece(reply.text, len(reply.ids), None, reply.choice, reply.logprobs, reply.tool_calls)
+                )
+        elif isinstance(reply, replies.ChoiceEnd | replies.Embedded):
+            self._take_part(reply)
         elif isinstance(reply, replies.End) and reply.finish != "cancelled":
-            self._ready.append(Piece("", 0, reply.finish, over=True))
+            if self.chat.task == "embedding" and len(self._vectors) < len(self.chat.prompts):
+                self._failure = AttemptFailed(How.ERROR, "the node left inputs out")
+            else:
+                self._ready.append(Piece("", 0, reply.finish, over=True))
         elif isinstance(reply, replies.End | replies.Rejected | replies.Failed):
             self._failure = _failure_of(reply)
+
+    def _take_part(self, reply: replies.ChoiceEnd | replies.Embedded) -> None:
+        """A choice's end, or a vector: one for each input."""
+        if isinstance(reply, replies.ChoiceEnd):
+            if reply.choice < self.chat.n and reply.finish != "cancelled":
+                self._ready.append(Piece("", 0, reply.finish, reply.choice))
+        elif reply.index in self._vectors or reply.index >= len(self.chat.prompts):
+            self._failure = AttemptFailed(How.ERROR, "the node sent a vector that nobody waits for")
+        else:
+            self._vectors.add(reply.index)
+            self._ready.append(Piece("", reply.tokens, choice=reply.index, vector=reply.vector))
 
     def _judge_silence(self, judged_s: float) -> None:
         now_s = time.monotonic()
@@ -407,17 +431,28 @@ class Request:
         )
 
     def _job(self) -> Job:
-        now_ms = int(time.time() * 1000)
+        now_ms, chat = int(time.time() * 1000), self.chat
         return Job(
             request_id=self.id,
             attempt=self._attempt,
             owner=self._shared.boot_id,
             lane=self._lane.topic,
             model=self.place.model.name,
-            messages=self.chat.messages,
-            sampling=self.chat.sampling,
-            stop=self.chat.stop,
+            task=chat.task,
+            messages=chat.messages,
+            prompts=chat.prompts,
+            images=chat.images,
+            tools=chat.tools,
+            tool_choice=chat.tool_choice,
+            parallel_tool_calls=chat.parallel_tool_calls,
+            response_format=chat.response_format,
+            sampling=chat.sampling,
+            stop=chat.stop,
             max_tokens=self._max_tokens,
+            n=chat.n,
+            logprobs=chat.logprobs,
+            echo=chat.echo,
+            dimensions=chat.dimensions,
             expires_at_ms=now_ms + int(replies.CLAIM_TIMEOUT_S * 1000),
             deadline_at_ms=now_ms + int(REQUEST_DEADLINE_S * 1000),
         )
@@ -441,21 +476,21 @@ class JobRejected(Exception):
 
 def _failure_of(reply: replies.End | replies.Rejected | replies.Failed) -> Exception:
     if isinstance(reply, replies.Rejected):
-        code = "context_length_exceeded" if reply.code == "context_too_long" else "invalid_request"
-        return JobRejected(ApiError(code, reply.detail or None, param="messages"))
+        code, param = _REJECTIONS[reply.code]
+        return JobRejected(ApiError(code, reply.detail or None, param=param))
     if isinstance(reply, replies.Failed) and reply.code == "deadline":
         return AttemptFailed(How.DEADLINE, "the deadline has passed")
     return AttemptFailed(How.NODE_DIED, f"the node answered {getattr(reply, 'code', 'cancelled')}")
 
 
-def budget_tokens(chat: Chat, context_tokens: int) -> int:
-    return min(MAX_TOKENS_DEFAULT if chat.max_tokens is None else chat.max_tokens, context_tokens)
-
-
-def hold_bound_nano(chat: Chat, price: ModelPrice, context_tokens: int) -> int:
-    """The most that the request can cost: prompt bound and budget, each capped by the context."""
-    prompt = min(prompt_bound_tokens(chat.messages), context_tokens)
-    return price.in_nano * prompt + price.out_nano * budget_tokens(chat, context_tokens)
+_REJECTIONS: dict[str, tuple[str, str | None]] = {
+    "context_too_long": ("context_length_exceeded", "messages"),
+    "bad_template": ("invalid_request", "messages"),
+    "bad_job": ("invalid_request", None),
+    "bad_schema": ("invalid_schema", None),
+    "bad_image": ("invalid_image", "messages"),
+    "unsupported": ("model_cannot", "model"),
+}
 
 
 def new_request_id() -> str:

@@ -1,7 +1,7 @@
 """Which node takes a request: a living one that the request's wishes leave, best first, with a free slot.
 
-Nodes are known by their heartbeats, read from the topic's end: within a second of its start an ingress knows all. What a
-request wishes is in `ingress.placing`; here is who lives, who is free, and whose turn it is.
+Nodes are known by their heartbeats, read from the topic's end: within a second of its start an ingress knows all. What
+a request wishes is in `ingress.placing`; here is who lives, who is free, and whose turn it is.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Router:
         return max((node.models[model].context_tokens for node in self.living(model)), default=None)
 
     def reserve(self, wish: Chooser) -> Place | None:
-        """Take a slot at once, or None. Nobody who waits for that slot is overtaken: they are served as it comes free."""
+        """Take a slot at once, or None. Who waits is not overtaken: they are served as it comes free."""
         return self._take(wish, self._free())
 
     async def wait(self, wish: Chooser, timeout_s: float) -> Place | None:

@@ -53,7 +53,10 @@ TABLE: dict[str, ErrorRow] = {
     "context_length_exceeded": ErrorRow(
         400, _FORM, "The prompt is longer than the model's context.", inference=422
     ),
-    "model_cannot": ErrorRow(400, _FORM, "This model cannot do that.", inference=422),
+    "invalid_schema": ErrorRow(400, _FORM, "A JSON schema is malformed or not supported.", inference=422),
+    "invalid_image": ErrorRow(400, _FORM, "An image cannot be read.", inference=422),
+    "invalid_image_url": ErrorRow(400, _FORM, "An image cannot be fetched from its URL.", inference=422),
+    "model_cannot": ErrorRow(400, _FORM, "This model cannot do what is asked for.", inference=422),
     "model_not_allowed": ErrorRow(403, _BARRED, "This key may not use that model."),
     "models_read_only": ErrorRow(403, _BARRED, "Models are set by the operator; the API cannot remove one."),
     "rate_limit_exceeded": ErrorRow(429, _LIMIT, "Too many requests a minute.", retryable=True, retry_after_s=10),
@@ -90,8 +93,8 @@ TABLE: dict[str, ErrorRow] = {
 class ApiError(Exception):
     """A refusal that the client is told, by its code in TABLE.
 
-    `param` names the field at fault; `retry_after_s` stands in for the table's wait, 0 for none; `status` stands in for the table's where a path has its own; `headers` go out with
-    it.
+    `param` names the field at fault; `retry_after_s` stands in for the table's wait, 0 for none; `status` stands in for
+    the table's where a path has its own; `headers` go out with it.
     """
 
     def __init__(

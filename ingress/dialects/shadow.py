@@ -3,36 +3,33 @@ offered: a body that asks for it is refused by name."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ingress import surfaces
 from ingress.chat import Asked, Chat, Done, Piece, Whole
-from ingress.dialects.faults import fault
+from ingress.dialects.forms import Form, ignored_names, read_form
 from schemas.errors import ApiError
 from schemas.jobs import MESSAGES_MAX, Sampling
 
 MODEL_DEFAULT = "claude-sonnet-4-20250514"
 HEALTH = {"status": "ok", "model": MODEL_DEFAULT}
 _ID_DIGITS = 12
+_NOT_OFFERED = {"context", "tools"}
 #: Ours to theirs. A stop string is told as `stop` by nodes, so it is `end_turn` too: the form has no stop strings.
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Message(_Form):
+class Message(Form):
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class InferenceRequest(_Form):
-    """What is taken; anything else is refused by name."""
+class InferenceRequest(Form):
+    """What has an effect; anything else is named in x-shiver-ignored."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
     model: Annotated[str, Field(min_length=1, max_length=200)] = MODEL_DEFAULT
@@ -42,18 +39,26 @@ class InferenceRequest(_Form):
 
 
 def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
-    """Raises ApiError: invalid_json, unsupported_parameter, invalid_request."""
-    try:
-        form = InferenceRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise fault(error) from None
+    """Raises ApiError: invalid_json, invalid_request, unsupported_parameter."""
+    form = read_form(InferenceRequest, body)
+    for name in _NOT_OFFERED & (form.model_extra or {}).keys():
+        raise ApiError(
+            "unsupported_parameter", f"{name}: enrichment with context and tools is not offered.", param=name
+        )
     chat = Chat(
         model=form.model,
-        messages=[message.model_dump() for message in form.messages],
+        messages=[{"role": message.role, "content": message.content} for message in form.messages],
         sampling=Sampling(temperature=form.temperature),
         max_tokens=form.max_tokens,
     )
-    return Asked(chat, form.stream, lambda request_id, _: Answer(request_id, form.model))
+    ignored = ignored_names(_idle(form), headers)
+    return Asked(chat, form.stream, lambda request_id, _: Answer(request_id, form.model), ignored)
+
+
+def _idle(form: InferenceRequest) -> Iterator[str]:
+    yield from form.idle()
+    for message in form.messages:
+        yield from message.idle()
 
 
 class Answer:

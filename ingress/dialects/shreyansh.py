@@ -2,52 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from ingress import surfaces
 from ingress.chat import Asked, Chat, Done, Piece, Whole
-from ingress.dialects.faults import fault
+from ingress.dialects.forms import Form, MaxTokens, Penalty, ignored_names, read_form
 from schemas.errors import ApiError
 from schemas.jobs import MESSAGES_MAX, Sampling
 
-MAX_TOKENS_MAX = 10**7
 
-
-class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class Message(_Form):
+class Message(Form):
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class ChatRequest(_Form):
-    """What is taken; anything else is refused by name."""
+class ChatRequest(Form):
+    """What has an effect; anything else is named in x-shiver-ignored."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
     stream: bool = False
     temperature: Annotated[float, Field(ge=0, le=1)] = 0.7
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX)] | None = None
+    max_tokens: MaxTokens | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Penalty = 0.0
+    presence_penalty: Penalty = 0.0
 
 
 def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
-    """Raises ApiError: invalid_json, unsupported_parameter, invalid_request."""
-    try:
-        form = ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise fault(error) from None
+    """Raises ApiError: invalid_json, invalid_request, unsupported_parameter."""
+    form = read_form(ChatRequest, body)
     chat = Chat(
         model=form.model,
-        messages=[message.model_dump() for message in form.messages],
+        messages=[{"role": message.role, "content": message.content} for message in form.messages],
         sampling=Sampling(
             temperature=form.temperature,
             top_p=form.top_p,
@@ -56,7 +47,14 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
         ),
         max_tokens=form.max_tokens,
     )
-    return Asked(chat, form.stream, lambda request_id, created_s: Answer(request_id, form.model, created_s))
+    ignored = ignored_names(_idle(form), headers)
+    return Asked(chat, form.stream, lambda request_id, created_s: Answer(request_id, form.model, created_s), ignored)
+
+
+def _idle(form: ChatRequest) -> Iterator[str]:
+    yield from form.idle()
+    for message in form.messages:
+        yield from message.idle()
 
 
 class Answer:
