@@ -119,7 +119,8 @@ async def set_model(
         raise AccountRefused("a model's name has 1 to 200 characters and is not auto, which chooses among all")
     await db.execute(
         "insert into state.models (model, owned_by, in_nano, out_nano, in_nano_usdc, out_nano_usdc, kind, "
-        "takes_images, context_tokens) values ($1, 'shiver', $2, $3, $4, $5, $6, $7, $8) on conflict (model) do update set "
+        "takes_images, context_tokens) values ($1, 'shiver', $2, $3, $4, $5, $6, $7, $8) "
+        "on conflict (model) do update set "
         "in_nano = excluded.in_nano, out_nano = excluded.out_nano, in_nano_usdc = excluded.in_nano_usdc, "
         "out_nano_usdc = excluded.out_nano_usdc, kind = excluded.kind, takes_images = excluded.takes_images, "
         "context_tokens = excluded.context_tokens",

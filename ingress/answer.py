@@ -13,7 +13,8 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from ingress.chat import Answer, Done, Piece, Whole
-from ingress.dispatch import AttemptFailed, ClientGone, JobRejected, Request
+from ingress.dispatch import Request
+from ingress.failures import AttemptFailed, ClientGone, JobRejected
 from ledger.money import format_amount
 from schemas.errors import ApiError
 from schemas.events import How

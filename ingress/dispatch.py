@@ -21,20 +21,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from ingress import placing
 from ingress.admission import Admission, Admitted, Ask
-from ingress.catalog import Catalog, Model
+from ingress.catalog import Catalog
 from ingress.chat import Chat, Piece
+from ingress.failures import AttemptFailed, ClientGone, failure_of
 from ingress.lanes import Lane, LanePool
 from ingress.mailer import Mailer, MailFailed
-from ingress.metering import Meter, budget_tokens, hold_bound_nano
+from ingress.metering import Meter, budget_tokens
+from ingress.placer import Placer
 from ingress.placing import Wish
 from ingress.router import Place, Router
 from ledger.log import LedgerUnavailable, LedgerWriter
 from ledger.rules import RULES_VERSION
 from schemas import ids, replies
 from schemas.errors import ApiError
-from schemas.event_base import Asset
 from schemas.events import How, RequestAccepted
 from schemas.jobs import Cancel, Job
 from schemas.keys import ApiKey
@@ -42,21 +42,13 @@ from schemas.replies import Tally, Tokens, Verdict
 
 log = logging.getLogger(__name__)
 
-#: How long a request may wait for a free slot of a living node before it is told 503.
-NODE_WAIT_S = 10.0
 LANE_WAIT_S = 5.0
 #: T of the design: an accept without an ack for this long is followed by request.failed, and nothing is delivered (C1).
 ACCEPT_ACK_S = 5.0
 END_ACK_S = 5.0
 REQUEST_DEADLINE_S = 600.0
-#: Bounds the hold of a request that waits for the first node of its model.
-CONTEXT_UNKNOWN_TOKENS = 4096
 #: A request is tried on so many nodes at most, and after its first token on no other.
 ATTEMPTS_MAX = 3
-
-
-class ClientGone(Exception):
-    """The client closed its connection; nobody reads the answer any more."""
 
 
 class Dispatcher:
@@ -76,38 +68,27 @@ class Dispatcher:
         self.boot_id = boot_id
         self.pseudonym = pseudonym
         self.admission = admission
-        self.catalog = catalog
         self.router = router
+        self.placer = Placer(boot_id, admission, catalog, router)
         self.lanes = lanes
         self.writer = writer
         self.mailer = mailer
         self.background: set[asyncio.Task[Any]] = set()
 
-    async def wish(self, chat: Chat) -> Wish:
-        """What the request wishes of who serves it.
-
-        Raises ApiError: model_not_found, model_cannot, invalid_request, database_unavailable.
-        """
-        return placing.wish(chat, await self.catalog.offers())
-
-    async def trace(self, chat: Chat) -> str:
-        """Which nodes its wish leaves now, in words. Raises as `wish`."""
-        return (await self.wish(chat)).trace(self.router.living())
-
     async def open(self, request_id: str, key: ApiKey, chat: Chat) -> Request:
         """Start a request. Raises ApiError, and then holds nothing (or has left its end to the log)."""
-        wish = await self.wish(chat)
+        wish = await self.placer.wish(chat)
         if not self.writer.healthy:
-            await self._would_admit(request_id, key, chat, wish)
+            await self.placer.would_admit(request_id, key, chat, wish)
             raise ApiError("ledger_unavailable")
-        place = await self._place(request_id, key, chat, wish)
+        place = await self.placer.place(request_id, key, chat, wish)
         lane: Lane | None = None
         try:
             lane = await self.lanes.lease(LANE_WAIT_S)
             if lane is None:
                 raise ApiError("no_provider_available", "Too many requests are open here.", retry_after_s=2)
             models = wish.priced(place.model)
-            holds_nano = self._holds_nano(chat, models, place)
+            holds_nano = self.placer.holds_nano(chat, models, place)
             names = (place.model.name, *(model.name for model in models if model != place.model))
             node_id = place.node.beat.node_id
             ask = Ask(request_id, key, holds_nano, self.boot_id, node_id, names, lane.topic, lane.first_offset)
@@ -119,50 +100,6 @@ class Dispatcher:
             raise
         await request.start()
         return request
-
-    async def _place(self, request_id: str, key: ApiKey, chat: Chat, wish: Wish) -> Place:
-        place = self.router.reserve(wish)
-        if place is None:
-            # Whoever would be refused anyway is told so at once, and does not stand in the queue.
-            await self._would_admit(request_id, key, chat, wish)
-            place = await self.router.wait(wish, NODE_WAIT_S)
-        if place is None:
-            raise self._nobody(wish)
-        return place
-
-    async def _would_admit(self, request_id: str, key: ApiKey, chat: Chat, wish: Wish) -> None:
-        """Raises ApiError where a request of this key would be refused whatever node took it."""
-        models = wish.priced(wish.first)
-        ask = Ask(
-            request_id, key, self._holds_nano(chat, models), self.boot_id, "", tuple(m.name for m in models), "", 0
-        )
-        await self.admission.admit(ask, dry_run=True)
-
-    def _holds_nano(self, chat: Chat, models: tuple[Model, ...], place: Place | None = None) -> dict[Asset, int]:
-        """The most that the dearest of the models can cost, in each asset that a wallet may have."""
-        contexts = {
-            model.name: self.router.context_tokens(model.name) or model.context_tokens or CONTEXT_UNKNOWN_TOKENS
-            for model in models
-        }
-        if place is not None:
-            contexts[place.model.name] = place.context_tokens
-        return {
-            asset: max(hold_bound_nano(chat, model.prices[asset], contexts[model.name]) for model in models)
-            for asset in placing.ASSETS
-        }
-
-    def _nobody(self, wish: Wish) -> ApiError:
-        living = self.router.living()
-        if wish.upstream_lacks_key(living):
-            return ApiError("provider_upstream_not_configured")
-        if wish.places(living):
-            told, wait_s = "all slots are busy", self.router.wait_estimate_s()
-        elif any(model.name in node.models for model in (*wish.auto, *wish.models) for node in living):
-            told, wait_s = "no node is left", 0  # as long as the nodes and the wish are the same
-        else:
-            told, wait_s = "no node that serves it is online", None
-        message = f"No node can take this request now: {told} ({wish.trace(living)})."
-        return ApiError("no_provider_available", message, retry_after_s=wait_s)
 
     def run(self, work: Any, name: str) -> asyncio.Task[Any]:
         """Run to the end even where the caller is cancelled; `drain` waits for it."""
@@ -388,7 +325,7 @@ class Request:
             else:
                 self._ready.append(Piece("", 0, reply.finish, over=True))
         elif isinstance(reply, replies.End | replies.Rejected | replies.Failed):
-            self._failure = _failure_of(reply)
+            self._failure = failure_of(reply)
 
     def _take_part(self, reply: replies.ChoiceEnd | replies.Embedded) -> None:
         """A choice's end, or a vector: one for each input."""
@@ -456,41 +393,6 @@ class Request:
             expires_at_ms=now_ms + int(replies.CLAIM_TIMEOUT_S * 1000),
             deadline_at_ms=now_ms + int(REQUEST_DEADLINE_S * 1000),
         )
-
-
-class AttemptFailed(Exception):
-    """The node did not bring the answer to its end; `how` is how the request ends if nobody else does."""
-
-    def __init__(self, how: How, detail: str) -> None:
-        self.how = how
-        super().__init__(detail)
-
-
-class JobRejected(Exception):
-    """The job cannot be run by any node; `error` is what the client is told."""
-
-    def __init__(self, error: ApiError) -> None:
-        self.error = error
-        super().__init__(error.message)
-
-
-def _failure_of(reply: replies.End | replies.Rejected | replies.Failed) -> Exception:
-    if isinstance(reply, replies.Rejected):
-        code, param = _REJECTIONS[reply.code]
-        return JobRejected(ApiError(code, reply.detail or None, param=param))
-    if isinstance(reply, replies.Failed) and reply.code == "deadline":
-        return AttemptFailed(How.DEADLINE, "the deadline has passed")
-    return AttemptFailed(How.NODE_DIED, f"the node answered {getattr(reply, 'code', 'cancelled')}")
-
-
-_REJECTIONS: dict[str, tuple[str, str | None]] = {
-    "context_too_long": ("context_length_exceeded", "messages"),
-    "bad_template": ("invalid_request", "messages"),
-    "bad_job": ("invalid_request", None),
-    "bad_schema": ("invalid_schema", None),
-    "bad_image": ("invalid_image", "messages"),
-    "unsupported": ("model_cannot", "model"),
-}
 
 
 def new_request_id() -> str:

@@ -6,6 +6,7 @@ and `fallback_models` are tried in their order after the model itself.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -78,7 +79,7 @@ class Wish:
         return replace(self, tried=self.tried | {node_id})
 
     def trace(self, nodes: Sequence[Node]) -> str:
-        """For each model, how many nodes serve it, and how many each constraint took away, in the constraints' order."""
+        """For each model, how many nodes serve it and how many each constraint took away, in the constraints' order."""
         nodes = [node for node in nodes if node.beat.node_id not in self.tried]
         lines = [_trace(model, nodes, (*self.needs, *self.constraints)) for model in self.auto]
         lines += [_trace(model, nodes, self.constraints) for model in self.models]
@@ -153,10 +154,10 @@ def _needs(chat: Chat, bound_tokens: int) -> tuple[Constraint, ...]:
 def _constraints(routing: Routing, trust: Mapping[str, float]) -> tuple[Constraint, ...]:
     found: list[Constraint] = []
     if routing.allow_hosters:
-        allowed = {hoster_id(hoster) for hoster in routing.allow_hosters}
+        allowed = _uuids(routing.allow_hosters, "allow_hosters")
         found.append(Constraint("allow_hosters", lambda place: _hoster(place) in allowed))
     if routing.deny_hosters:
-        denied = {hoster_id(hoster) for hoster in routing.deny_hosters}
+        denied = _uuids(routing.deny_hosters, "deny_hosters")
         found.append(Constraint("deny_hosters", lambda place: _hoster(place) not in denied))
     if routing.privacy_mode:
         found.append(Constraint("privacy_mode", lambda place: place.node.beat.engine != UPSTREAM))
@@ -166,6 +167,13 @@ def _constraints(routing: Routing, trust: Mapping[str, float]) -> tuple[Constrai
         most_ms = routing.max_latency_ms
         found.append(Constraint("max_latency_ms", lambda place: (place.node.beat.first_token_ms or 0) <= most_ms))
     return tuple(found)
+
+
+def _uuids(hosters: Iterable[str], param: str) -> set[str]:
+    try:
+        return {str(uuid.UUID(hoster)) for hoster in hosters}
+    except ValueError:
+        raise ApiError("invalid_request", f"{param}: hosters are named by their UUIDs.", param=param) from None
 
 
 def _serving(model: Model, nodes: Iterable[Node]) -> list[Place]:

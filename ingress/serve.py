@@ -30,7 +30,7 @@ def endpoint(ingress: Ingress, dialect: Dialect) -> Callable[[Request], Awaitabl
         body = await read_body(request)
         try:
             asked = dialect.parse(body, request.headers)
-            await ingress.dispatcher.wish(asked.chat)
+            await ingress.dispatcher.placer.wish(asked.chat)
         except ApiError:
             await ingress.admission.check_key(key)  # a body is only judged for a caller with a key
             raise
@@ -56,7 +56,7 @@ async def _route(ingress: Ingress, request: Request, chat: Chat) -> str | None:
     """For x-shiver-route, where the caller sent x-shiver-trace: which nodes each constraint excludes now."""
     if "x-shiver-trace" not in request.headers:
         return None
-    trace = await ingress.dispatcher.trace(chat)
+    trace = await ingress.dispatcher.placer.trace(chat)
     return trace.encode("ascii", "replace").decode()[:ROUTE_CHARS_MAX]
 
 

@@ -1,5 +1,5 @@
-"""/v1/inference, /v1/usage and /v1/health, as Shadow Labs documents them. Their enrichment with context and tools is not
-offered: a body that asks for it is refused by name."""
+"""/v1/inference, /v1/usage and /v1/health, as Shadow Labs documents them. Their enrichment with context and tools is
+not offered: a body that asks for it is refused by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""/v3, as Shreyansh Cloud documents it: OpenAI's shape with fewer parameters, temperature to 1, ids of 32 hex digits."""
+"""/v3, as Shreyansh Cloud documents it: OpenAI's shape, fewer parameters, temperature to 1, ids of 32 hex digits."""
 
 from __future__ import annotations
 
