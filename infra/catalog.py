@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from infra.errors import AccountRefused
@@ -87,6 +88,19 @@ ALIASES: dict[str, str] = {
 }
 #: Of a model that is served and on no list.
 TOY = price("100", "200")
+
+
+_SHIPPED = Path(__file__).resolve().parent.parent / "workers" / "models" / "shark-mini"
+_FILES: dict[Weights, str] = {
+    "text": "shark-mini.gguf",
+    "vision": "shark-mini-vision.gguf",
+    "embed": "shark-embed-mini.gguf",
+}
+
+
+def shipped_models() -> tuple[str, ...]:
+    """Every published model, served by the small one of its kind that ships: `name=path`, as SHRK_MODELS has them."""
+    return tuple(f"{entry.name}={_SHIPPED / _FILES[entry.weights]}" for entry in PUBLISHED)
 
 
 async def publish(db: Any, models: list[str]) -> None:

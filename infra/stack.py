@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from infra.catalog import shipped_models
 from infra.errors import ChildFailed, MachineUnfit
 from infra.http import http_get
 from infra.ports import LOOPBACK, require_free
@@ -41,7 +42,7 @@ class Options:
     host: str = LOOPBACK
     kafka: str | None = None
     database_url: str | None = None
-    models: tuple[str, ...] = ("shark-mini",)
+    models: tuple[str, ...] = field(default_factory=shipped_models)
     engine: str = "llamacpp"
     ledger_partitions: int = 8
     node_ids: dict[str, str | None] = field(default_factory=lambda: {NODE_ID: None})
@@ -58,7 +59,7 @@ class Options:
             host=host,
             kafka=env.get("SHRK_KAFKA") or None,
             database_url=env.get("SHRK_DATABASE_URL") or None,
-            models=tuple(name.strip() for name in env.get("SHRK_MODELS", "shark-mini").split(",") if name.strip()),
+            models=_listed(env.get("SHRK_MODELS", "")) or shipped_models(),
             engine=env.get("SHRK_ENGINE", "llamacpp"),
             ledger_partitions=int(partitions),
         )
@@ -223,6 +224,10 @@ def end_leftovers(state: StateFolder, say: Callable[[str], None], grace_s: float
     for process in psutil.wait_procs(left, timeout=grace_s)[1]:
         process.kill()
     psutil.wait_procs(left, timeout=grace_s)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _java() -> Any:
