@@ -18,6 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("infra.commands.doctor:doctor", "What is wrong, and what to do about it."),
     "keys": ("infra.commands.keys:keys", "Create, list and revoke API keys."),
     "wallet": ("infra.commands.wallet:wallet", "Create, show, credit and correct wallets."),
+    "models": ("infra.commands.models:models", "List, price, alias and remove models."),
+    "providers": ("infra.commands.providers:providers", "List providers, and say how far one is trusted."),
     "ledger": ("ledger.commands:group", "Replay the log, show entries and rules, export, make statements."),
 }
 """Name: where its click command is ("module:attribute"), and the line for it in the help."""

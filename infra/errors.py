@@ -12,7 +12,7 @@
     ├── Unreachable           Kafka or PostgreSQL does not answer
     ├── MigrationFailed       the database is not in a state that the migrations can bring forward
     ├── TopicMismatch         a topic exists in another shape than declared
-    └── AccountRefused        a wallet or key command that cannot be carried out
+    └── AccountRefused        a command on wallets, keys, models or providers that cannot be carried out
 
 Everything else is a bug and keeps its traceback.
 """
@@ -69,4 +69,4 @@ class TopicMismatch(ShrkError):
 
 
 class AccountRefused(ShrkError):
-    """A wallet or key command that cannot be carried out."""
+    """A command on wallets, keys, models or providers that cannot be carried out."""

@@ -13,7 +13,8 @@ from typing import Any
 from starlette.types import Receive, Scope, Send
 
 from ingress.chat import Answer, Done, Piece, Whole
-from ingress.dispatch import AttemptFailed, ClientGone, JobRejected, Request
+from ingress.dispatch import Request
+from ingress.failures import AttemptFailed, ClientGone, JobRejected
 from ledger.money import format_amount
 from schemas.errors import ApiError
 from schemas.events import How
@@ -28,16 +29,20 @@ _HOW = {"stop": How.STOP, "length": How.LENGTH, "tool_calls": How.TOOL_CALLS}
 
 
 class ChatAnswer:
-    """An ASGI response for one open request, in the bytes of `form`. `pseudonym` names the node in x-shiver-node;
-    `ignored` are the parameters that have no effect here, for x-shiver-ignored."""
+    """An ASGI response for one open request, in the bytes of `form`.
+
+    `ignored` are the parameters that have no effect here, for x-shiver-ignored; `route` is for x-shiver-route.
+    """
 
     def __init__(
-        self, request: Request, form: Answer, *, stream: bool, pseudonym: str, ignored: tuple[str, ...] = ()
+        self, request: Request, form: Answer, *, stream: bool, ignored: tuple[str, ...] = (), route: str | None = None
     ) -> None:
         self._request = request
         self._stream = stream
         self._form = form
-        self._headers = [(b"x-shiver-node", pseudonym.encode())]
+        self._headers: list[tuple[bytes, bytes]] = []
+        if route is not None:
+            self._headers.append((b"x-shiver-route", route.encode()))
         if ignored:
             self._headers.append((b"x-shiver-ignored", ", ".join(ignored).encode()))
         self._finishes = [""] * request.chat.choices
@@ -101,8 +106,8 @@ class ChatAnswer:
         self._request.meter.delivered = tokens
         done = await self._done(piece)
         body = self._form.whole([choice.whole() for choice in choices], done)
-        self._headers.append((b"x-shiver-cost", done.cost.encode()))
-        await _start(send, 200, b"application/json", self._headers, len(body))
+        headers = [*self._request.headers, *self._headers, (b"x-shiver-cost", done.cost.encode())]
+        await _start(send, 200, b"application/json", headers, len(body))
         await send({"type": "http.response.body", "body": body})
 
     async def _done(self, last: Piece) -> Done:
@@ -120,7 +125,8 @@ class ChatAnswer:
 
     async def _begin(self, send: Send) -> None:
         self._begun = True
-        await _start(send, 200, b"text/event-stream; charset=utf-8", [*self._headers, (b"cache-control", b"no-cache")])
+        headers = [*self._request.headers, *self._headers, (b"cache-control", b"no-cache")]
+        await _start(send, 200, b"text/event-stream; charset=utf-8", headers)
         self._opening = self._form.begin()
 
     def _take_opening(self) -> bytes:
@@ -173,7 +179,7 @@ def cost_text(charge_nano: int, payer: str, asset: str) -> str:
 def _error_of(failure: AttemptFailed, delivered: int) -> ApiError:
     if failure.how is How.DEADLINE:
         return ApiError("deadline_exceeded")
-    return ApiError("provider_lost" if delivered else "provider_failed", f"The answer broke off: {failure}.")
+    return ApiError("provider_lost" if delivered else "all_providers_failed", f"The answer broke off: {failure}.")
 
 
 async def _start(

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ingress import surfaces
+from ingress import routes, surfaces
 from ingress.bootstrap import Ingress
 from ingress.chat import Dialect
 from ingress.dialects import openai, openai_completions, openai_embeddings, openai_responses
@@ -51,14 +51,7 @@ def create_app(ingress: Ingress) -> FastAPI:
     for path, dialect in V1.items():
         app.add_route(path, endpoint(ingress, dialect), methods=["POST"])
 
-    @app.get("/v1/models")
-    async def models() -> Response:
-        """The models on offer, in OpenAI's form."""
-        data = [
-            {"id": model.name, "object": "model", "created": model.created_s, "owned_by": model.owned_by}
-            for model in (await ingress.catalog.models()).values()
-        ]
-        return _json(200, {"object": "list", "data": data})
+    routes.add(app, ingress)
 
     @app.get("/healthz")
     async def healthz() -> Response:

@@ -69,7 +69,14 @@ class Ingress:
         await asyncio.gather(self.writer.start(), self.mailer.start(), self._listen())
         await self.lanes.start(self._lanes_start)
         self.dispatcher = Dispatcher(
-            self.boot_id, self.admission, self.catalog, self.router, self.lanes, self.writer, self.mailer
+            self.boot_id,
+            self.admission,
+            self.catalog,
+            self.router,
+            self.lanes,
+            self.writer,
+            self.mailer,
+            self.pseudonym,
         )
         self._run(self._hear(), "hear nodes")
         self._run(self._beat(), "heartbeat")

@@ -77,15 +77,19 @@ def _texts(value: Any) -> list[str]:
 class Meter:
     """Counts one request's delivered tokens and writes its last event."""
 
-    def __init__(self, ask: Ask, admitted: Admitted, price: ModelPrice, node: NodeHeartbeat, attempt: int) -> None:
+    def __init__(self, ask: Ask, admitted: Admitted, price: ModelPrice, node: NodeHeartbeat) -> None:
         self.key_id = ask.key.key_id
-        self.hold_nano = ask.hold_nano
+        self.hold_nano = admitted.hold_nano
         self.price = price
         self.delivered = 0
         self._request_id = ask.request_id
         self._admitted = admitted
         self._node = node
-        self._attempt = attempt
+        self._attempt = 1
+
+    def move(self, price: ModelPrice, node: NodeHeartbeat, attempt: int) -> None:
+        """Another node serves it now, before the first token."""
+        self.price, self._node, self._attempt = price, node, attempt
 
     def charge_nano(self, prompt_tokens: int, image_tokens: int, how: How) -> int:
         """What the accepted payer will be booked for, by the same rules as the ledger."""

@@ -14,10 +14,11 @@ from starlette.responses import Response
 from ingress.answer import ChatAnswer
 from ingress.auth import key_of
 from ingress.bootstrap import Ingress
-from ingress.chat import Dialect
+from ingress.chat import Chat, Dialect
 from schemas.errors import ApiError
 
 BODY_BYTES_MAX = 1_048_576
+ROUTE_CHARS_MAX = 4000
 
 
 def endpoint(ingress: Ingress, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
@@ -29,7 +30,7 @@ def endpoint(ingress: Ingress, dialect: Dialect) -> Callable[[Request], Awaitabl
         body = await read_body(request)
         try:
             asked = dialect.parse(body, request.headers)
-            await ingress.dispatcher.price_of(asked.chat.model)
+            await ingress.dispatcher.placer.wish(asked.chat)
         except ApiError:
             await ingress.admission.check_key(key)  # a body is only judged for a caller with a key
             raise
@@ -37,16 +38,30 @@ def endpoint(ingress: Ingress, dialect: Dialect) -> Callable[[Request], Awaitabl
         if chat.image_urls:
             await ingress.admission.check_key(key)  # nothing is fetched for a stranger
             chat = await ingress.egress.with_images(chat)
-        opened = await ingress.dispatcher.open(request.state.request_id, key, chat)
+        route = await _route(ingress, request, chat)
+        try:
+            opened = await ingress.dispatcher.open(request.state.request_id, key, chat)
+        except ApiError as error:
+            if route is not None:
+                error.headers["x-shiver-route"] = route
+            raise
         return ChatAnswer(  # type: ignore[return-value]  # any ASGI callable is a response to Starlette
             opened,
             asked.writer(opened.id, int(time.time())),
             stream=asked.stream,
-            pseudonym=ingress.pseudonym(opened.node.beat.node_id, opened.node.beat.provider_id),
             ignored=asked.ignored,
+            route=route,
         )
 
     return serve
+
+
+async def _route(ingress: Ingress, request: Request, chat: Chat) -> str | None:
+    """For x-shiver-route, where the caller sent x-shiver-trace: which nodes each constraint excludes now."""
+    if "x-shiver-trace" not in request.headers:
+        return None
+    trace = await ingress.dispatcher.placer.trace(chat)
+    return trace.encode("ascii", "replace").decode()[:ROUTE_CHARS_MAX]
 
 
 def check_length(request: Request) -> None:
