@@ -113,8 +113,7 @@ async def test_the_published_catalog_as_an_ingress_reads_it(db: asyncpg.Pool) ->
     shiver, usdc = (hold_bound_nano(chat, big.prices[asset], 1000) for asset in ("SHIVER", "USDC"))
     assert (shiver, usdc) == (54 * 3_500_000 + 10 * 7_000_000, 54 * 350 + 10 * 700)
     assert offers.find("my-own").prices == {
-        asset: price.model_copy(update={"model": "my-own"})
-        for asset, price in offers.find("shark-mini").prices.items()
+        asset: price.model_copy(update={"model": "my-own"}) for asset, price in offers.find("shark-mini").prices.items()
     }
     with pytest.raises(ApiError) as caught:
         offers.find("gpt-6")

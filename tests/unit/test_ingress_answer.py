@@ -14,7 +14,7 @@ from ingress import answer as answering
 from ingress.answer import ChatAnswer, cost_text
 from ingress.chat import Piece
 from ingress.dialects import openai
-from ingress.dispatch import AttemptFailed, ClientGone, JobRejected
+from ingress.failures import AttemptFailed, ClientGone, JobRejected
 from schemas.errors import ApiError
 from schemas.events import How
 
@@ -28,7 +28,8 @@ class FakeRequest:
         self.id = "0190"
         self.chat = SimpleNamespace(model="m", choices=1)
         self.admitted = SimpleNamespace(payer="wallet:w", asset="SHIVER")
-        self.meter = SimpleNamespace(delivered=0)
+        self.delivered_tokens = 0
+        self.headers = [(b"x-shiver-node", b"node_1")]
         self.prompt_tokens = 9
         self.image_tokens = 0
         self.ended: list[tuple[How, int]] = []
@@ -45,12 +46,15 @@ class FakeRequest:
             raise bring
         return bring
 
+    def delivered(self, piece: Piece) -> None:
+        self.delivered_tokens += piece.tokens
+
     def client_gone(self) -> None:
         self._gone.set()
 
     async def finish(self, how: How) -> int:
         self.log.append("finish")
-        self.ended.append((how, self.meter.delivered))
+        self.ended.append((how, self.delivered_tokens))
         return 12_300_000
 
 
@@ -71,7 +75,7 @@ async def _write(request: FakeRequest, *, stream: bool = True, usage: bool = Fal
             await asyncio.Event().wait()
         return {"type": "http.disconnect"}
 
-    answer: Any = ChatAnswer(request, _form(usage), stream=stream, pseudonym="node_1")  # type: ignore[arg-type]
+    answer: Any = ChatAnswer(request, _form(usage), stream=stream)  # type: ignore[arg-type]
     await answer({"type": "http"}, receive, send)
     return sent
 
@@ -124,7 +128,7 @@ async def test_the_head_goes_out_after_a_silence_and_a_ping_is_one_line() -> Non
 @pytest.mark.parametrize(
     ("error", "code", "how"),
     [
-        (AttemptFailed(How.NODE_DIED, "silent"), "provider_failed", How.NODE_DIED),
+        (AttemptFailed(How.NODE_DIED, "silent"), "all_providers_failed", How.NODE_DIED),
         (AttemptFailed(How.DEADLINE, "late"), "deadline_exceeded", How.DEADLINE),
         (JobRejected(ApiError("context_length_exceeded")), "context_length_exceeded", How.REJECTED),
     ],
@@ -150,7 +154,7 @@ async def test_after_the_first_token_a_failure_is_an_error_event_without_done() 
 
 async def test_a_failure_after_the_head_went_out_for_waiting_is_an_error_event_too() -> None:
     sent = await _write(FakeRequest(None, AttemptFailed(How.NODE_DIED, "silent")))
-    assert _events(sent)[-1]["error"]["code"] == "provider_failed"
+    assert _events(sent)[-1]["error"]["code"] == "all_providers_failed"
 
 
 @pytest.mark.parametrize(("stream", "delivered"), [(True, 1), (False, 0)])
@@ -168,7 +172,7 @@ async def test_a_client_that_takes_nothing_is_gone(monkeypatch: pytest.MonkeyPat
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    answer: Any = ChatAnswer(request, _form(), stream=True, pseudonym="n")  # type: ignore[arg-type]
+    answer: Any = ChatAnswer(request, _form(), stream=True)  # type: ignore[arg-type]
     await answer({"type": "http"}, asyncio.Event().wait, send)
     assert request.ended == [(How.CLIENT_GONE, 0)]
 
