@@ -15,12 +15,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingress import routes, surfaces
 from ingress.bootstrap import Ingress
-from ingress.dialects import openai
+from ingress.chat import Dialect
+from ingress.dialects import openai, openai_completions, openai_embeddings, openai_responses
 from ingress.dispatch import new_request_id
 from ingress.serve import endpoint
 from schemas.errors import ApiError
 
 log = logging.getLogger(__name__)
+
+#: What is asked for tokens in OpenAI's forms.
+V1: dict[str, Dialect] = {
+    "/v1/chat/completions": openai,
+    "/v1/chat": openai,
+    "/v1/completions": openai_completions,
+    "/v1/embeddings": openai_embeddings,
+    "/v1/responses": openai_responses,
+}
 
 
 def create_app(ingress: Ingress) -> FastAPI:
@@ -38,9 +48,8 @@ def create_app(ingress: Ingress) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_any_error)
 
-    chat = endpoint(ingress, openai)
-    for path in ("/v1/chat/completions", "/v1/chat"):
-        app.add_route(path, chat, methods=["POST"])
+    for path, dialect in V1.items():
+        app.add_route(path, endpoint(ingress, dialect), methods=["POST"])
 
     routes.add(app, ingress)
 

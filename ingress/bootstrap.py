@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from ingress.admission import DATABASE_ERRORS, Admission, open_pool
 from ingress.catalog import Catalog
 from ingress.dispatch import Dispatcher
+from ingress.egress import Egress
 from ingress.lanes import POOL_START, LanePool
 from ingress.mailer import Mailer
 from ingress.router import Router
@@ -45,6 +46,7 @@ class Ingress:
         self._tasks: list[asyncio.Task[None]] = []
         self._secret = b""
         self.boot_id = f"i{int(time.time()):x}{os.urandom(4).hex()}"
+        self.egress = Egress.from_environment()
         self.failed: asyncio.Event = asyncio.Event()  # the process cannot go on and wants to be restarted
 
     async def start(self) -> None:

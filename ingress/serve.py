@@ -34,9 +34,13 @@ def endpoint(ingress: Ingress, dialect: Dialect) -> Callable[[Request], Awaitabl
         except ApiError:
             await ingress.admission.check_key(key)  # a body is only judged for a caller with a key
             raise
-        route = await _route(ingress, request, asked.chat)
+        chat = asked.chat
+        if chat.image_urls:
+            await ingress.admission.check_key(key)  # nothing is fetched for a stranger
+            chat = await ingress.egress.with_images(chat)
+        route = await _route(ingress, request, chat)
         try:
-            opened = await ingress.dispatcher.open(request.state.request_id, key, asked.chat)
+            opened = await ingress.dispatcher.open(request.state.request_id, key, chat)
         except ApiError as error:
             if route is not None:
                 error.headers["x-shiver-route"] = route

@@ -68,7 +68,9 @@ def read_form(form: type[_F], body: bytes) -> _F:
         # Of a union each member reports its own errors: the one that read deepest says what was meant.
         first, *rest = error.errors(include_input=False, include_url=False)
         same = [one for one in rest if one["loc"][:1] == first["loc"][:1]]
-        worst = max([first, *same], key=lambda one: (one["type"] not in _SHAPES, len(one["loc"])))
+        worst = max(
+            [first, *same], key=lambda one: (one["loc"][-1:] == ("type",), one["type"] not in _SHAPES, len(one["loc"]))
+        )
         if worst["type"] == "json_invalid":
             raise ApiError("invalid_json") from None
         path = _path(worst["loc"], worst["type"] == "missing", body)
@@ -115,10 +117,11 @@ def _path(loc: tuple[int | str, ...], missing: bool, body: bytes) -> str:
 
 def sampling_of(form: Any) -> dict[str, Any]:
     """The sampling parameters that were given, as `schemas.jobs.Sampling` takes them."""
-    given = {name: getattr(form, name) for name in ("temperature", "top_p", "frequency_penalty", "presence_penalty")}
-    seed = form.seed
+    names = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
+    given: dict[str, Any] = {name: getattr(form, name, None) for name in names}
+    seed = getattr(form, "seed", None)
     given["seed"] = None if seed is None else seed % 2**32
-    given["logit_bias"] = token_biases(form.logit_bias) or None
+    given["logit_bias"] = token_biases(getattr(form, "logit_bias", None)) or None
     return {name: value for name, value in given.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""OpenAI's embeddings: a vector for each input, paid by the tokens of the inputs. `encoding_format` absent means float."""
+"""OpenAI's embeddings: a vector for each input, paid by the tokens of the inputs. Without `encoding_format`: floats."""
 
 from __future__ import annotations
 

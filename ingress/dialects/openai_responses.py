@@ -202,11 +202,10 @@ class ResponsesRequest(Routed):
         if isinstance(form, SchemaTextFormat):
             form = SchemaFormat.model_construct(type="json_schema", json_schema=form)
         logprobs = (self.top_logprobs or 0) if self.top_logprobs or LOGPROBS in (self.include or ()) else None
-        given = {"temperature": self.temperature, "top_p": self.top_p}
         return Chat(
             model=self.model,
             messages=plain.messages,
-            sampling=Sampling(**{name: value for name, value in given.items() if value is not None}),
+            sampling=Sampling(**forms.sampling_of(self)),
             max_tokens=self.max_output_tokens,
             tools=tools,
             tool_choice=choice,
@@ -228,7 +227,7 @@ class ResponsesRequest(Routed):
 
     def _messages(self) -> list[Any]:
         """The input as a chat's messages; calls that follow each other, or their text, are one message's."""
-        said = [_message("system", self.instructions)] if self.instructions else []
+        said: list[Any] = [_message("system", self.instructions)] if self.instructions else []
         if isinstance(self.input, str):
             return [*said, _message("user", self.input)]
         for item in self.input:

@@ -36,9 +36,7 @@ async def add_ingress(db: Any, boot_id: str, *, lease_s: float = 3600, lanes: in
     )
 
 
-async def add_wallet(
-    db: Any, name: str, balance_nano: int = 0, owner: str | None = None, asset: str = "SHIVER"
-) -> str:
+async def add_wallet(db: Any, name: str, balance_nano: int = 0, owner: str | None = None, asset: str = "SHIVER") -> str:
     partition = topics.partition_of(name.encode(), P)
     await db.execute("insert into state.owners (owner_id) values ($1) on conflict do nothing", owner or name)
     await db.execute(

@@ -113,8 +113,7 @@ async def test_the_published_catalog_as_an_ingress_reads_it(db: asyncpg.Pool) ->
     shiver, usdc = (hold_bound_nano(chat, big.prices[asset], 1000) for asset in ("SHIVER", "USDC"))
     assert (shiver, usdc) == (54 * 3_500_000 + 10 * 7_000_000, 54 * 350 + 10 * 700)
     assert offers.find("my-own").prices == {
-        asset: price.model_copy(update={"model": "my-own"})
-        for asset, price in offers.find("shark-mini").prices.items()
+        asset: price.model_copy(update={"model": "my-own"}) for asset, price in offers.find("shark-mini").prices.items()
     }
     with pytest.raises(ApiError) as caught:
         offers.find("gpt-6")
@@ -156,8 +155,8 @@ async def test_a_month_s_tokens_are_the_wallet_s_charged_ones(db: asyncpg.Pool) 
     for wallet, status, at_ms in [("w", "charged", now_ms), ("w", "charged", now_ms), ("v", "charged", now_ms),
                                   ("w", "failed", now_ms), ("w", "charged", now_ms - 32 * 86_400_000)]:  # fmt: skip
         await db.execute(
-            "insert into derived.requests (request_id, partition, wallet_id, status, owner, owner_epoch, how, ended_ms, "
-            "prompt_tokens, completion_tokens) values ($1, 0, $2, $3, 'o', 1, 'stop', $4, 7, 5)",
+            "insert into derived.requests (request_id, partition, wallet_id, status, owner, owner_epoch, how, "
+            "ended_ms, prompt_tokens, completion_tokens) values ($1, 0, $2, $3, 'o', 1, 'stop', $4, 7, 5)",
             new_id(),
             wallet,
             status,

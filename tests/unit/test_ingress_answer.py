@@ -31,6 +31,7 @@ class FakeRequest:
         self.meter = SimpleNamespace(delivered=0)
         self.headers = [(b"x-shiver-node", b"node_0")]
         self.prompt_tokens = 9
+        self.image_tokens = 0
         self.ended: list[tuple[How, int]] = []
         self.log: list[str] = []
         self._brings = deque(brings)
