@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from ingress.chat import Answer, Done, Piece, Whole
 from ingress.dispatch import Request
 from ingress.failures import AttemptFailed, ClientGone, JobRejected
+from ingress.several import Several
 from ledger.money import format_amount
 from schemas.errors import ApiError
 from schemas.events import How
@@ -35,7 +36,13 @@ class ChatAnswer:
     """
 
     def __init__(
-        self, request: Request, form: Answer, *, stream: bool, ignored: tuple[str, ...] = (), route: str | None = None
+        self,
+        request: Request | Several,
+        form: Answer,
+        *,
+        stream: bool,
+        ignored: tuple[str, ...] = (),
+        route: str | None = None,
     ) -> None:
         self._request = request
         self._stream = stream
@@ -58,7 +65,7 @@ class ChatAnswer:
             await self._request.finish(How.CLIENT_GONE)
         except AttemptFailed as failure:
             await self._request.finish(failure.how)
-            await self._break(send, _error_of(failure, self._request.meter.delivered))
+            await self._break(send, _error_of(failure, self._request.delivered_tokens))
         except JobRejected as rejected:
             await self._request.finish(How.REJECTED)
             await self._break(send, rejected.error)
@@ -90,20 +97,21 @@ class ChatAnswer:
             else:
                 if chunk := self._form.delta(piece):
                     await self._send(send, chunk)
-                self._request.meter.delivered += piece.tokens
+                self._request.delivered(piece)
             piece = await self._request.read(PING_S)
         end = self._form.end(await self._done(piece))
         await send({"type": "http.response.body", "body": self._take_opening() + end, "more_body": False})
 
     async def _write_whole(self, send: Send) -> None:
-        tokens = 0
+        pieces: list[Piece] = []
         choices = [_Gathered() for _ in self._finishes]
         while not (piece := await self._read_whole()).over:
             if piece.finish is not None:
                 self._finishes[piece.choice] = piece.finish
             choices[piece.choice].add(piece)
-            tokens += piece.tokens
-        self._request.meter.delivered = tokens
+            pieces.append(piece)
+        for one in pieces:  # all or nothing: who leaves before the answer is whole has none of it
+            self._request.delivered(one)
         done = await self._done(piece)
         body = self._form.whole([choice.whole() for choice in choices], done)
         headers = [*self._request.headers, *self._headers, (b"x-shiver-cost", done.cost.encode())]
@@ -116,7 +124,7 @@ class ChatAnswer:
         cost = self._cost(await self._request.finish(_HOW[finish]))
         finishes = [own or finish for own in self._finishes]
         request = self._request
-        return Done(finishes, request.prompt_tokens, request.meter.delivered, cost, request.image_tokens)
+        return Done(finishes, request.prompt_tokens, request.delivered_tokens, cost, request.image_tokens)
 
     async def _read_whole(self) -> Piece:
         while (piece := await self._request.read(_READ_S)) is None:

@@ -119,7 +119,7 @@ class Dispatcher:
 
 
 class Request:
-    """An admitted request. `delivered` is counted up by whoever writes to the client."""
+    """An admitted request. Whoever writes to the client says what was `delivered`."""
 
     def __init__(
         self, shared: Dispatcher, ask: Ask, chat: Chat, wish: Wish, place: Place, lane: Lane, admitted: Admitted
@@ -141,6 +141,7 @@ class Request:
         self._began_s = self._heard_s = time.monotonic()
         self._gone = False
         self._over = False
+        self._freed = False
         self._vectors: set[int] = set()
 
     @property
@@ -247,6 +248,20 @@ class Request:
     async def _post(self) -> None:
         await self._shared.mailer.post(self.place.node.beat.node_id, self._job())
 
+    def free_node(self) -> None:
+        """Give the node's slot back, once: `finish` does, or whoever knows before that the node is done."""
+        if not self._freed:
+            self._freed = True
+            self._shared.router.release(self.place.node)
+
+    def delivered(self, piece: Piece) -> None:
+        """The client has this piece: it is paid for."""
+        self.meter.delivered += piece.tokens
+
+    @property
+    def delivered_tokens(self) -> int:
+        return self.meter.delivered
+
     def client_gone(self) -> None:
         """The connection is closed: wake `read`."""
         self._gone = True
@@ -277,7 +292,7 @@ class Request:
         if self._tally.terminal is None:
             await self._cancel(self.place, self._attempt)
         self._shared.lanes.release(self._lane)
-        self._shared.router.release(self.place.node)
+        self.free_node()
         try:
             if acked is not None:
                 async with asyncio.timeout(END_ACK_S):

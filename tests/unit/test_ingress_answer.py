@@ -28,7 +28,7 @@ class FakeRequest:
         self.id = "0190"
         self.chat = SimpleNamespace(model="m", choices=1)
         self.admitted = SimpleNamespace(payer="wallet:w", asset="SHIVER")
-        self.meter = SimpleNamespace(delivered=0)
+        self.delivered_tokens = 0
         self.headers = [(b"x-shiver-node", b"node_0")]
         self.prompt_tokens = 9
         self.image_tokens = 0
@@ -47,12 +47,15 @@ class FakeRequest:
             raise bring
         return bring
 
+    def delivered(self, piece: Piece) -> None:
+        self.delivered_tokens += piece.tokens
+
     def client_gone(self) -> None:
         self._gone.set()
 
     async def finish(self, how: How) -> int:
         self.log.append("finish")
-        self.ended.append((how, self.meter.delivered))
+        self.ended.append((how, self.delivered_tokens))
         return 12_300_000
 
 
