@@ -81,7 +81,8 @@ with bounds as (
     select date_trunc('month', clock_timestamp() at time zone 'UTC') as since
 )
 select to_char(since, 'YYYY-MM') as month, coalesce((
-    select sum(r.prompt_tokens + r.completion_tokens) from derived.requests r
+    select sum(r.prompt_tokens + case when m.kind = 'embedding' then 0 else r.completion_tokens end)
+    from derived.requests r left join state.models m using (model)
     where r.wallet_id = $1 and r.status = 'charged'
       and r.ended_ms >= (extract(epoch from since at time zone 'UTC') * 1000)::bigint
 ), 0)::bigint as tokens from bounds

@@ -129,7 +129,7 @@ class Request:
         self.chat = chat
         self.admitted = admitted
         self.place = place
-        self._wish = wish
+        self._wish = wish.settled(place.model)
         self._lane = lane
         self._attempt = 1
         self._prices = tuple(model.prices[admitted.asset] for model in wish.priced(place.model))

@@ -70,6 +70,10 @@ class Wish:
         """All that may serve the request once `chosen` does: for the hold, and for the prices of its accept."""
         return self.models if chosen in self.models else (chosen, *self.models)
 
+    def settled(self, chosen: Model) -> Wish:
+        """The wish for another node once `chosen` was accepted: no model whose price the accept does not have."""
+        return replace(self, auto=(chosen,) if chosen in self.auto else ())
+
     def upstream_lacks_key(self, nodes: Sequence[Node]) -> bool:
         """True where somebody serves it, and all who do are upstreams without a key."""
         served = [_served(place) for model in (*self.auto, *self.models) for place in _serving(model, nodes)]

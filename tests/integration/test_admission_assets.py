@@ -155,8 +155,8 @@ async def test_a_month_s_tokens_are_the_wallet_s_charged_ones(db: asyncpg.Pool) 
     for wallet, status, at_ms in [("w", "charged", now_ms), ("w", "charged", now_ms), ("v", "charged", now_ms),
                                   ("w", "failed", now_ms), ("w", "charged", now_ms - 32 * 86_400_000)]:  # fmt: skip
         await db.execute(
-            "insert into derived.requests (request_id, partition, wallet_id, status, owner, owner_epoch, how, ended_ms, "
-            "prompt_tokens, completion_tokens) values ($1, 0, $2, $3, 'o', 1, 'stop', $4, 7, 5)",
+            "insert into derived.requests (request_id, partition, wallet_id, status, owner, owner_epoch, how, "
+            "ended_ms, prompt_tokens, completion_tokens) values ($1, 0, $2, $3, 'o', 1, 'stop', $4, 7, 5)",
             new_id(),
             wallet,
             status,

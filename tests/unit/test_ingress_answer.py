@@ -29,7 +29,7 @@ class FakeRequest:
         self.chat = SimpleNamespace(model="m", choices=1)
         self.admitted = SimpleNamespace(payer="wallet:w", asset="SHIVER")
         self.delivered_tokens = 0
-        self.headers = [(b"x-shiver-node", b"node_1")]
+        self.headers = [(b"x-shiver-node", b"node_0")]
         self.prompt_tokens = 9
         self.image_tokens = 0
         self.ended: list[tuple[How, int]] = []
@@ -41,6 +41,7 @@ class FakeRequest:
         if not self._brings:
             await self._gone.wait()
             raise ClientGone
+        self.headers = [(b"x-shiver-node", b"node_1")]  # whoever brought the first piece, and not who was asked first
         bring = self._brings.popleft()
         if isinstance(bring, Exception):
             raise bring
@@ -75,7 +76,7 @@ async def _write(request: FakeRequest, *, stream: bool = True, usage: bool = Fal
             await asyncio.Event().wait()
         return {"type": "http.disconnect"}
 
-    answer: Any = ChatAnswer(request, _form(usage), stream=stream)  # type: ignore[arg-type]
+    answer: Any = ChatAnswer(request, _form(usage), stream=stream, route="small: 1 left")  # type: ignore[arg-type]
     await answer({"type": "http"}, receive, send)
     return sent
 
@@ -93,6 +94,7 @@ async def test_a_stream_is_settled_before_its_last_chunk_and_counts_what_was_sen
     sent = await _write(request)
     assert sent[0]["status"] == 200
     assert (b"x-shiver-node", b"node_1") in sent[0]["headers"]
+    assert (b"x-shiver-route", b"small: 1 left") in sent[0]["headers"]
     assert "".join(e["choices"][0]["delta"].get("content") or "" for e in _events(sent)) == "Hello"
     assert _events(sent)[-1]["cost"] == "0.0123 SHIVER"
     assert _text(sent).endswith("data: [DONE]\n\n")

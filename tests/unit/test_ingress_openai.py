@@ -11,7 +11,7 @@ import pytest
 from ingress.chat import Chat, Done, Piece
 from ingress.dialects import openai
 from ingress.metering import budget_tokens, hold_bound_nano, prompt_bound_tokens
-from schemas.errors import TABLE, ApiError
+from schemas.errors import ApiError
 from schemas.events import ModelPrice
 
 PLAIN: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
@@ -94,15 +94,6 @@ def test_an_error_never_repeats_the_prompt() -> None:
     with pytest.raises(ApiError) as caught:
         _parse(messages=[{"role": "user", "content": {"secret": "canary"}}])
     assert "canary" not in json.dumps(caught.value.body())
-
-
-def test_every_error_has_a_status_and_a_sentence() -> None:
-    for code, row in TABLE.items():
-        assert 400 <= row.status < 600, code
-        assert row.message.endswith("."), code
-        assert ApiError(code).body()["error"]["code"] == code
-    no_wait = {code for code, row in TABLE.items() if row.status == 503 and row.retry_after_s is None}
-    assert no_wait == {"provider_upstream_not_configured"}
 
 
 def _chunks(data: bytes) -> list[Any]:

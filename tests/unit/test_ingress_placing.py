@@ -177,7 +177,18 @@ def test_auto_with_fallbacks_prices_what_was_chosen_and_them(router: Router) -> 
     router.hear(_beat("n", "big", "small"))
     wanted = wish(_chat("auto", fallback_models=("big",)), OFFERS)
     assert wanted.first.name == "small"
-    assert [model.name for model in wanted.priced(wanted.places(router.living())[0].model)] == ["small", "big"]
+    chosen = wanted.places(router.living())[0].model
+    assert [model.name for model in wanted.priced(chosen)] == ["small", "big"]
+
+
+def test_a_second_attempt_stays_among_the_accepted_prices(router: Router) -> None:
+    """mid is on no accept, though "auto" could have chosen it."""
+    router.hear(_beat("n", "small"))
+    router.hear(_beat("m", "small", "mid"))
+    router.hear(_beat("o", "mid", "big"))
+    wanted = wish(_chat("auto", fallback_models=("big",)), OFFERS)
+    settled = wanted.settled(OFFERS.models["small"]).without("n")
+    assert [f"{p.node.beat.node_id}/{p.model.name}" for p in settled.places(router.living())] == ["m/small", "o/big"]
 
 
 def test_a_busy_model_falls_over_at_once(router: Router) -> None:

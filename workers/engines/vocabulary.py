@@ -50,6 +50,11 @@ class TextAssembler:
         """The text that these ids complete."""
         return self._decoder.decode(b"".join(self._table[token_id] for token_id in ids))
 
+    @property
+    def whole(self) -> bool:
+        """No byte is withheld."""
+        return not self._decoder.getstate()[0]
+
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never became complete, else nothing."""
         return self._decoder.decode(b"", final=True)
