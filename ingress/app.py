@@ -43,7 +43,7 @@ def create_app(ingress: Ingress) -> FastAPI:
         yield
         await ingress.stop()
 
-    app = FastAPI(title="Shiver", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Shiver", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -53,7 +53,6 @@ def create_app(ingress: Ingress) -> FastAPI:
         app.add_route(path, endpoint(ingress, dialect), methods=["POST"])
 
     routes.add(app, ingress)
-    openapi.add(app)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -66,6 +65,7 @@ def create_app(ingress: Ingress) -> FastAPI:
         missing = await ingress.missing()
         return _json(503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
 
+    openapi.add(app, ingress)
     return app
 
 
@@ -102,7 +102,9 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return await _on_api_error(request, ApiError(code))
+    response = await _on_api_error(request, ApiError(code))
+    response.headers.update(error.headers or {})  # a 405 says which methods it takes
+    return response
 
 
 async def _on_any_error(request: Request, error: Exception) -> Response:

@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse
 
+from ingress.bootstrap import Ingress
+from ingress.catalog import Offers
 from ingress.dialects.openai import ChatRequest
 from ingress.dialects.openai_completions import CompletionRequest
 from ingress.dialects.openai_embeddings import EmbeddingRequest
 from ingress.dialects.openai_responses import ResponsesRequest
+from schemas.errors import ApiError
 
 _REF = "#/components/schemas/"
 
@@ -137,8 +141,8 @@ _REFUSALS = {
 }
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
+def describe(app: FastAPI, offers: Offers | None = None) -> dict[str, Any]:
+    """The OpenAPI 3.1 document. With the offers its `model` fields list what may be asked for now."""
     document = get_openapi(
         title="Shiver",
         version="1",
@@ -151,12 +155,22 @@ def describe(app: FastAPI) -> dict[str, Any]:
         "bearer": {"type": "http", "scheme": "bearer"},
         "x-api-key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
+    # All at once: two forms may each have a part of the same name.
+    wanted: list[Any] = [(form, "validation") for form in {call.form: None for call in CALLS}]
+    _, made = models_json_schema(wanted, ref_template=_REF + "{model}")
+    schemas.update(made["$defs"])
     for call in CALLS:
-        own = call.form.model_json_schema(ref_template=_REF + "{model}")
-        schemas.update(own.pop("$defs", {}))
-        schemas[call.form.__name__] = own
+        if offers is not None:
+            kind = "embedding" if call.form is EmbeddingRequest else "chat"
+            own = schemas[call.form.__name__]["properties"]
+            own["model"] = {"type": "string", "enum": _names(offers, kind)}
         document["paths"][call.path] = {"post": _operation(call)}
     return document
+
+
+def _names(offers: Offers, kind: str) -> list[str]:
+    names = [model.name for model in offers.models.values() if model.kind == kind]
+    return [*names, *(alias for alias, name in offers.aliases.items() if name in names)]
 
 
 def _operation(call: Call) -> dict[str, Any]:
@@ -190,18 +204,22 @@ def _operation(call: Call) -> dict[str, Any]:
     }
 
 
-def add(app: FastAPI) -> None:
-    """Serve the document and its page. Both are made at their first use, when all routes are known."""
+def add(app: FastAPI, ingress: Ingress) -> None:
+    """Serve the document and its page."""
 
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            app.openapi_schema = describe(app)
-        return app.openapi_schema
+    async def described() -> dict[str, Any]:
+        try:
+            return describe(app, await ingress.catalog.offers())
+        except ApiError:  # the database is away, and none was ever read
+            return describe(app)
+
+    async def document(_: Request) -> JSONResponse:
+        return JSONResponse(await described())
 
     async def docs(_: Request) -> HTMLResponse:
-        return HTMLResponse(page(document()))
+        return HTMLResponse(page(await described()))
 
-    app.openapi = document
+    app.add_route("/openapi.json", document, methods=["GET"])
     app.add_route("/docs", docs, methods=["GET"])
 
 

@@ -105,6 +105,7 @@ async def test_what_is_no_object(path: str, body: bytes, http: httpx.AsyncClient
 async def test_other_methods_and_a_body_that_is_too_large(path: str, http: httpx.AsyncClient) -> None:
     response = await http.get(path)
     assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
+    assert response.headers["allow"] == "POST"
     response = await http.post(path, content=b"x" * 1_048_577)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "request_too_large")
 
