@@ -89,16 +89,9 @@ def _node_folder() -> Path:
         for name in ("package.json", "package-lock.json"):
             shutil.copy(SUITES / name, folder)
         path = os.pathsep.join([str(_wheel() / "bin"), os.environ["PATH"]])
-        npm = [
-            str(_wheel() / "bin" / "node"),
-            str(_wheel() / "lib/node_modules/npm/bin/npm-cli.js"),
-            "ci",
-            "--silent",
-            "--ignore-scripts",
-            "--no-audit",
-            "--no-fund",
-        ]
-        call(npm, {**os.environ, "PATH": path}, cwd=folder)
+        npm = _wheel() / "lib/node_modules/npm/bin/npm-cli.js"
+        options = ["--silent", "--ignore-scripts", "--no-audit", "--no-fund"]
+        call([str(_wheel() / "bin" / "node"), str(npm), "ci", *options], {**os.environ, "PATH": path}, cwd=folder)
         (folder / "made").touch()
     return folder
 
