@@ -58,7 +58,8 @@ class Wish:
         found = self._kept(self.auto, nodes, (*self.needs, *self.constraints))
         found = self._ranked(found, lambda place: place.context_tokens < self.bound_tokens)
         for model in self.models:
-            found += self._ranked(self._kept((model,), nodes, self.constraints), lambda _: False)
+            kept = self._kept((model,), nodes, self.constraints)
+            found += kept if self.tier is None else self._ranked(kept, lambda _: False)
         return found
 
     @property
@@ -92,6 +93,8 @@ class Wish:
 
     def _kept(self, models: Iterable[Model], nodes: list[Node], constraints: Sequence[Constraint]) -> list[Place]:
         places = [place for model in models for place in _serving(model, nodes) if _served(place).configured]
+        if not constraints:
+            return places
         return [place for place in places if all(constraint.keeps(place) for constraint in constraints)]
 
     def _ranked(self, places: list[Place], last: Callable[[Place], bool]) -> list[Place]:
