@@ -13,10 +13,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ingress import routes, surfaces
+from ingress import openapi, routes, surfaces
 from ingress.bootstrap import Ingress
 from ingress.chat import Dialect
-from ingress.dialects import openai, openai_completions, openai_embeddings, openai_responses
+from ingress.dialects import openai as openai_chat
+from ingress.dialects import openai_completions, openai_embeddings, openai_responses
 from ingress.dispatch import new_request_id
 from ingress.serve import endpoint
 from schemas.errors import ApiError
@@ -25,8 +26,8 @@ log = logging.getLogger(__name__)
 
 #: What is asked for tokens in OpenAI's forms.
 V1: dict[str, Dialect] = {
-    "/v1/chat/completions": openai,
-    "/v1/chat": openai,
+    "/v1/chat/completions": openai_chat,
+    "/v1/chat": openai_chat,
     "/v1/completions": openai_completions,
     "/v1/embeddings": openai_embeddings,
     "/v1/responses": openai_responses,
@@ -42,7 +43,7 @@ def create_app(ingress: Ingress) -> FastAPI:
         yield
         await ingress.stop()
 
-    app = FastAPI(title="Shiver", lifespan=lifespan)
+    app = FastAPI(title="Shiver", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
@@ -64,6 +65,7 @@ def create_app(ingress: Ingress) -> FastAPI:
         missing = await ingress.missing()
         return _json(503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
 
+    openapi.add(app, ingress)
     return app
 
 
@@ -100,7 +102,9 @@ async def _on_api_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return await _on_api_error(request, ApiError(code))
+    response = await _on_api_error(request, ApiError(code))
+    response.headers.update(error.headers or {})  # a 405 says which methods it takes
+    return response
 
 
 async def _on_any_error(request: Request, error: Exception) -> Response:

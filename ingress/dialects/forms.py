@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from schemas.errors import ApiError
 
@@ -23,12 +23,29 @@ STOP_CHARS_MAX = 256
 MAX_TOKENS_MAX = 10**7
 LOGIT_BIAS_MAX = 300
 
+
+def _integral(value: Any) -> Any:
+    """JSON has one kind of number: 5.0 is as whole as 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _integrals(values: Any) -> Any:
+    if isinstance(values, list) and any(type(value) is float for value in values):
+        return [_integral(value) for value in values]
+    return values
+
+
+INTEGRAL = BeforeValidator(_integral)
+INTEGRALS = BeforeValidator(_integrals)
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_CHARS_MAX)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=STOPS_MAX)]
-MaxTokens = Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX)]
+MaxTokens = Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX), INTEGRAL]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-LogitBias = Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=LOGIT_BIAS_MAX)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), INTEGRAL]
+LogitBias = Annotated[
+    dict[str, Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=LOGIT_BIAS_MAX, json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from ingress.chat import Asked, Chat, Routing
 from ingress.dialects import forms
-from ingress.dialects.forms import Form, LogitBias, MaxTokens, Metadata, Penalty, Seed, Stops
+from ingress.dialects.forms import INTEGRAL, Form, LogitBias, MaxTokens, Metadata, Penalty, Seed, Stops
 from ingress.dialects.openai_answer import Answer
 from ingress.dialects.openai_messages import (
     MESSAGES_MAX,
@@ -53,7 +53,7 @@ class Routed(Form):
     tier: Literal["cheapest", "balanced", "fastest"] | None = None
     privacy_mode: bool | None = None
     trusted_only: bool | None = None
-    max_latency_ms: Annotated[int, Field(ge=1, le=LATENCY_MS_MAX)] | None = None
+    max_latency_ms: Annotated[int, Field(ge=1, le=LATENCY_MS_MAX), INTEGRAL] | None = None
     fallback_models: Annotated[list[ModelName], Field(max_length=FALLBACKS_MAX)] | None = None
     allow_hosters: Hosters | None = None
     deny_hosters: Hosters | None = None
@@ -98,14 +98,14 @@ class ChatRequest(Routed):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
-    n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES_MAX), INTEGRAL] | None = None
     stop: Stops | None = None
     seed: Seed | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     logit_bias: LogitBias | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX), INTEGRAL] | None = None
     tools: Annotated[list[ToolSpec], Field(max_length=TOOLS_MAX)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ingress.chat import Asked, Chat, Done, Piece, Whole
 from ingress.dialects import forms
-from ingress.dialects.forms import LogitBias, MaxTokens, Penalty, Seed, Stops
+from ingress.dialects.forms import INTEGRAL, INTEGRALS, LogitBias, MaxTokens, Penalty, Seed, Stops
 from ingress.dialects.openai import ModelName, Routed, StreamOptions
 from ingress.dialects.openai_answer import usage
 from schemas.errors import ApiError
@@ -26,7 +26,7 @@ PROMPTS_MAX = 16
 PROMPT_IDS_MAX = 131_072
 MAX_TOKENS_DEFAULT = 16
 
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=PROMPT_IDS_MAX)]
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=PROMPT_IDS_MAX), INTEGRALS]
 Many = Annotated[list[Annotated[str, Field(min_length=1)] | Ids], Field(min_length=1, max_length=PROMPTS_MAX)]
 
 
@@ -40,10 +40,10 @@ class CompletionRequest(Routed):
     max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
-    best_of: Annotated[int, Field(ge=0, le=20)] | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES_MAX), INTEGRAL] | None = None
+    best_of: Annotated[int, Field(ge=0, le=20), INTEGRAL] | None = None
     echo: bool | None = None
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5), INTEGRAL] | None = None
     stop: Stops | None = None
     seed: Seed | None = None
     frequency_penalty: Penalty | None = None

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ingress.chat import Asked, Chat, Done, Piece, Whole
 from ingress.dialects import forms
+from ingress.dialects.forms import INTEGRAL, INTEGRALS
 from ingress.dialects.openai import ModelName, Routed
 from ingress.dialects.openai_completions import prompts_of
 from schemas.errors import ApiError
@@ -19,7 +20,7 @@ from schemas.jobs import DIMENSIONS_MAX, PROMPTS_MAX, TokenId
 INPUT_IDS_MAX = 131_072
 
 Text = Annotated[str, Field(min_length=1)]
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=INPUT_IDS_MAX)]
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=INPUT_IDS_MAX), INTEGRALS]
 Many = Annotated[list[Text | Ids], Field(min_length=1, max_length=PROMPTS_MAX)]
 
 
@@ -31,7 +32,7 @@ class EmbeddingRequest(Routed):
     model: ModelName
     input: Text | Ids | Many
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1, le=DIMENSIONS_MAX)] | None = None
+    dimensions: Annotated[int, Field(ge=1, le=DIMENSIONS_MAX), INTEGRAL] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
 
 

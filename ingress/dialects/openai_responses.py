@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from ingress.chat import Asked, Chat
 from ingress.dialects import forms
-from ingress.dialects.forms import Form, MaxTokens, Metadata
+from ingress.dialects.forms import INTEGRAL, Form, MaxTokens, Metadata
 from ingress.dialects.openai import ModelName, Routed
 from ingress.dialects.openai_messages import (
     MESSAGES_MAX,
@@ -104,7 +104,8 @@ class ReasoningItem(Form):
 
 
 def _type(value: Any) -> str | None:
-    kind = value.get("type", "message") if isinstance(value, dict) else getattr(value, "type", None) or "message"
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    kind = "message" if kind is None and isinstance(value, dict | MessageItem) else kind
     return kind if isinstance(kind, str) else None
 
 
@@ -152,6 +153,15 @@ class TextConfig(Form):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
+def _no(value: bool) -> bool:
+    if value:
+        raise ValueError("nothing runs here without its caller.")
+    return value
+
+
+No = Annotated[bool, AfterValidator(_no), Field(json_schema_extra={"const": False})]
+
+
 class ResponsesRequest(Routed):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "max_tool_calls": (),
@@ -171,7 +181,7 @@ class ResponsesRequest(Routed):
     max_output_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX), INTEGRAL] | None = None
     include: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=16)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=TOOLS_MAX)] | None = None
     tool_choice: Choice | None = None
@@ -179,12 +189,12 @@ class ResponsesRequest(Routed):
     text: TextConfig | None = None
     metadata: Metadata | None = None
     # What needs something stored, or runs without its caller: only "no" is taken.
-    background: Literal[False] | None = None
+    background: No | None = None
     conversation: None = None
     previous_response_id: None = None
     prompt: None = None
     # Taken without an effect: IDLE.
-    max_tool_calls: Annotated[int, Field(ge=0)] | None = None
+    max_tool_calls: Annotated[int, Field(ge=0), INTEGRAL] | None = None
     reasoning: dict[str, Any] | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
     service_tier: Annotated[str, Field(max_length=64)] | None = None
