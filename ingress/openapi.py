@@ -246,7 +246,7 @@ def _operation(call: Call) -> dict[str, Any]:
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in told.items()},
             "content": {
                 "application/json": {"schema": {"type": "object"}, "example": call.answer},
-                "text/event-stream": {"schema": {"type": "string"}},
+                "text/event-stream": {},
             },
         }
     }

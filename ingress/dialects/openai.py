@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ingress.chat import Asked, Chat, Routing
 from ingress.dialects import forms
@@ -29,6 +29,7 @@ from ingress.dialects.openai_messages import (
     response_format,
     unique,
 )
+from schemas.errors import ApiError
 from schemas.event_base import Id
 from schemas.jobs import CHOICES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX, Sampling, Tool
 
@@ -129,12 +130,6 @@ class ChatRequest(Routed):
     verbosity: Literal["low", "medium", "high"] | None = None
     web_search_options: dict[str, Any] | None = None
 
-    @model_validator(mode="after")
-    def _agrees(self) -> ChatRequest:
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs: true.")
-        return self
-
     @property
     def old_functions(self) -> bool:
         """Whether the caller speaks the older form, and is to be answered in it."""
@@ -142,6 +137,9 @@ class ChatRequest(Routed):
 
     def chat(self) -> Chat:
         """Raises ApiError for what only shows when fields are seen together."""
+        if self.top_logprobs and not self.logprobs:
+            message = "top_logprobs: it needs logprobs: true."
+            raise ApiError("invalid_request", message, param="top_logprobs")
         plain = Plain(self.messages)
         tools, choice = self._tools()
         limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens

@@ -282,6 +282,11 @@ class TestVectors:
             assert max(abs(x - y) for x, y in zip(vector, alone[number % 3], strict=True)) < 1e-4
         assert max(abs(x - y) for x, y in zip(alone[0], alone[1], strict=True)) > 1e-3
 
+    async def test_many_inputs_are_tokenised_as_each_alone(self, embedding: Engine) -> None:
+        texts = [f"input {number} <|im_end|> é🦈" for number in range(300)] + ["", "a"]
+        found = await embedding.tokenize_inputs(texts)
+        assert found == [await embedding.tokenize(text, special=False) for text in texts]
+
     async def test_wrong_inputs_are_refused(self, embedding: Engine) -> None:
         for ids in ((), (-1,), (70_000,)):
             with pytest.raises(GenerationInvalid):

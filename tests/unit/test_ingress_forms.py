@@ -205,7 +205,8 @@ def test_an_error_never_repeats_what_was_sent(messages: Any) -> None:
 
 
 def test_top_logprobs_without_logprobs() -> None:
-    assert "logprobs" in refused(top_logprobs=2).message
+    assert refused(top_logprobs=2).param == "top_logprobs"
+    assert parse(top_logprobs=0).chat.logprobs is None
 
 
 def test_everything_that_has_an_effect_arrives() -> None:

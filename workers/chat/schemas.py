@@ -297,7 +297,7 @@ class Converter:
             raise BadSchema((*where, "properties"), f"it has to be an object of at most {PROPERTIES_MAX} properties")
         if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
             raise BadSchema((*where, "required"), "it is no list of names")
-        extra = schema.get("additionalProperties", None if properties else True)
+        extra = schema.get("additionalProperties", None if "properties" in schema else True)
         if not properties and not required and extra is True:
             return (self.generic("object"),)
         builder, names = self._builder, [*properties, *(name for name in required if name not in properties)]

@@ -229,6 +229,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that are to be embedded: no control tokens are read, and the model's first one is added."""
+        ...
+
     def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         """Pieces as the engine produces them; the last one carries `finish`.
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 CODE_POINT_MAX = 0x10FFFF
-SYMBOLS_MAX = 200_000
+SYMBOLS_MAX = 100_000
 #: Ways in which a text can be read so far; more means a grammar that is too ambiguous to follow.
 HEADS_MAX = 20_000
 
@@ -120,8 +120,9 @@ class Builder:
     def grammar(self, root: Alternative) -> Grammar:
         """The grammar. Raises GrammarTooLarge where a rule begins with itself."""
         name = self.rule(root)
-        _check_left_recursion(self._rules)
-        return Grammar(self._rules, name)
+        rules = _reachable(self._rules, (name,))
+        _check_left_recursion(rules)
+        return Grammar(rules, name)
 
 
 class _Stack:
@@ -201,13 +202,8 @@ class Matcher:
     def rest(self) -> Grammar:
         """What may still come, as a grammar of its own."""
         alternatives = [tuple(stack.symbols()) if stack is not None else () for stack in self._heads]
-        rules: dict[str, tuple[Alternative, ...]] = {}
-        waiting = [symbol for one in alternatives for symbol in one if isinstance(symbol, str)]
-        while waiting:
-            name = waiting.pop()
-            if name not in rules:
-                rules[name] = self._grammar.rules[name]
-                waiting += [symbol for one in rules[name] for symbol in one if isinstance(symbol, str)]
+        names = [symbol for one in alternatives for symbol in one if isinstance(symbol, str)]
+        rules = _reachable(self._grammar.rules, names)
         return Grammar(rules | {"#rest": tuple(sorted(alternatives, key=repr))}, "#rest")
 
     def _step(self, heads: Iterable[_Stack | None], char: str) -> frozenset[_Stack | None]:
@@ -249,6 +245,20 @@ class Matcher:
         if self._lengths is None:
             self._lengths = _shortest_lengths(self._grammar.rules)
         return self._lengths[symbol]
+
+
+def _reachable(
+    rules: Mapping[str, tuple[Alternative, ...]], names: Iterable[str]
+) -> dict[str, tuple[Alternative, ...]]:
+    """The rules that these lead to."""
+    found: dict[str, tuple[Alternative, ...]] = {}
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = rules[name]
+            waiting += [symbol for one in found[name] for symbol in one if isinstance(symbol, str)]
+    return found
 
 
 def _shortest_lengths(rules: Mapping[str, tuple[Alternative, ...]]) -> dict[str, int]:

@@ -64,6 +64,7 @@ _SMALL_WEIGHTS_BYTES = 64 << 20
 _SOCKET_PATH_LIMIT_BYTES = 107
 # Alternatives looked through for an id that the library tells nothing of; what is not among them is very unlikely.
 _PROBED = 1000
+_INPUTS_PER_CALL = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,30 @@ class LlamaCppEngine:
         answer = await asyncio.to_thread(ask, loaded.socket_path, "/tokenize", request, self._silence_s)
         ids: list[int] = answer["tokens"]
         return ids
+
+    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """See Engine.tokenize_inputs. One call for many: two thousand take two seconds one by one."""
+        loaded = self._require_loaded()
+        border = min(loaded.head.controls)  # as an id; no text is read as one here
+        begin = [
+            at for at, text in loaded.head.controls.items() if loaded.head.adds_bos and text == loaded.head.bos_text
+        ]
+        found: list[list[int]] = []
+        for start in range(0, len(texts), _INPUTS_PER_CALL):
+            some = texts[start : start + _INPUTS_PER_CALL]
+            mixed = [item for text in some for item in (text, border)]
+            request = {"content": mixed, "add_special": False, "parse_special": False}
+            answer = await asyncio.to_thread(ask, loaded.socket_path, "/tokenize", request, self._silence_s)
+            ids: list[int] = []
+            for token_id in answer["tokens"]:
+                if token_id == border:
+                    found.append([*begin, *ids] if ids else [])
+                    ids = []
+                else:
+                    ids.append(token_id)
+        if len(found) != len(texts):
+            raise EngineCrashed("llama.cpp tokenised fewer inputs than it was given, or more")
+        return found
 
     def token_bytes(self, token_id: int) -> bytes:
         """See Engine.token_bytes."""
