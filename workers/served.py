@@ -128,7 +128,7 @@ class Served:
                 controls[found[0]] = text
         return Work(prompt, images, constraint, form, constraint is not None, controls)
 
-    async def embedding_inputs(self, job: Job) -> list[Sequence[int]]:
+    async def embedding_inputs(self, job: Job) -> Sequence[Sequence[int]]:
         """The ids of every input. Raises Unsupported, BadMessages, EngineError."""
         size = self.engine.facts.embedding_size
         if not size:

@@ -190,6 +190,10 @@ class Matcher:
         """Be where `state` was taken from, or `goes_on` led to."""
         self._heads = state  # type: ignore[assignment]
 
+    def next_chars(self, state: frozenset[object]) -> list[Chars]:
+        """What may come next in a state."""
+        return [head.top for head in state if isinstance(head, _Stack) and isinstance(head.top, Chars)]
+
     def choices(self) -> list[tuple[Chars, int]]:
         """What may come next, and how many symbols would at least be left after it: for who wants to end soon."""
         found = {
