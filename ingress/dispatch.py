@@ -138,7 +138,7 @@ class Request:
         self._max_tokens = budget_tokens(chat, place.context_tokens)
         self._ready: deque[Piece] = deque()
         self._failure: Exception | None = None  # raised once what came before it is read
-        self._began_s = self._heard_s = time.monotonic()
+        self._began_s = self._heard_s = self._posted_s = time.monotonic()
         self._gone = False
         self._over = False
         self._freed = False
@@ -246,6 +246,7 @@ class Request:
         return True
 
     async def _post(self) -> None:
+        self._posted_s = time.monotonic()
         await self._shared.mailer.post(self.place.node.beat.node_id, self._job())
 
     def free_node(self) -> None:
@@ -326,6 +327,8 @@ class Request:
         if verdict is Verdict.GAP:
             self._failure = AttemptFailed(How.NODE_DIED, f"records of the node are missing before {reply.seq}")
         elif isinstance(reply, Tokens):
+            if self._tally.completion_tokens == len(reply.ids):
+                self.place.node.saw_first_token((time.monotonic() - self._posted_s) * 1000)
             if self._tally.completion_tokens > self._max_tokens * self.chat.n or reply.choice >= self.chat.n:
                 self._failure = AttemptFailed(How.ERROR, "the node went over its budget")
             else:

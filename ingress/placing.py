@@ -172,7 +172,7 @@ def _constraints(routing: Routing, trust: Mapping[str, float]) -> tuple[Constrai
         found.append(Constraint("trusted_only", lambda place: _trust(place, trust) > TRUST_ABOVE))
     if routing.max_latency_ms is not None:
         most_ms = routing.max_latency_ms
-        found.append(Constraint("max_latency_ms", lambda place: (place.node.beat.first_token_ms or 0) <= most_ms))
+        found.append(Constraint("max_latency_ms", lambda place: (place.node.first_token_ms or 0) <= most_ms))
     return tuple(found)
 
 
@@ -199,9 +199,9 @@ def _trust(place: Place, trust: Mapping[str, float]) -> float:
     return trust.get(place.node.beat.provider_id, TRUST_DEFAULT)
 
 
-def _wait_ms(place: Place) -> int:
+def _wait_ms(place: Place) -> float:
     """A node that has not measured anything yet ranks last, and yet passes `max_latency_ms`: else none would begin."""
-    measured = place.node.beat.first_token_ms
+    measured = place.node.first_token_ms
     return _NEVER_MS if measured is None else measured
 
 
