@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ingress import letters
 from ingress.admission import Admission, Admitted, Ask
 from ingress.catalog import Catalog
 from ingress.chat import Chat, Piece
@@ -36,7 +37,7 @@ from ledger.rules import RULES_VERSION
 from schemas import ids, replies
 from schemas.errors import ApiError
 from schemas.events import How, RequestAccepted
-from schemas.jobs import Cancel, Job
+from schemas.jobs import Cancel
 from schemas.keys import ApiKey
 from schemas.replies import Tally, Tokens, Verdict
 
@@ -247,7 +248,17 @@ class Request:
 
     async def _post(self) -> None:
         self._posted_s = time.monotonic()
-        await self._shared.mailer.post(self.place.node.beat.node_id, self._job())
+        job = letters.job(
+            self.chat,
+            self.place.model.name,
+            request_id=self.id,
+            attempt=self._attempt,
+            owner=self._shared.boot_id,
+            lane=self._lane.topic,
+            max_tokens=self._max_tokens,
+            deadline_s=REQUEST_DEADLINE_S,
+        )
+        await self._shared.mailer.post(self.place.node.beat.node_id, job)
 
     def free_node(self) -> None:
         """Give the node's slot back, once: `finish` does, or whoever knows before that the node is done."""
@@ -383,33 +394,6 @@ class Request:
             cap_day=admitted.cap_day,
             hold_nano=meter.hold_nano,
             payer=admitted.payer,
-        )
-
-    def _job(self) -> Job:
-        now_ms, chat = int(time.time() * 1000), self.chat
-        return Job(
-            request_id=self.id,
-            attempt=self._attempt,
-            owner=self._shared.boot_id,
-            lane=self._lane.topic,
-            model=self.place.model.name,
-            task=chat.task,
-            messages=chat.messages,
-            prompts=chat.prompts,
-            images=chat.images,
-            tools=chat.tools,
-            tool_choice=chat.tool_choice,
-            parallel_tool_calls=chat.parallel_tool_calls,
-            response_format=chat.response_format,
-            sampling=chat.sampling,
-            stop=chat.stop,
-            max_tokens=self._max_tokens,
-            n=chat.n,
-            logprobs=chat.logprobs,
-            echo=chat.echo,
-            dimensions=chat.dimensions,
-            expires_at_ms=now_ms + int(replies.CLAIM_TIMEOUT_S * 1000),
-            deadline_at_ms=now_ms + int(REQUEST_DEADLINE_S * 1000),
         )
 
 
