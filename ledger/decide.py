@@ -28,7 +28,7 @@ from ledger.money import cost_nano
 from ledger.outcomes import Outcome
 from ledger.rules import LOSSES, SANDBOX, TABLES, Pays, approved, delivered_tokens, who_pays
 from ledger.split import split
-from schemas.event_base import Fact
+from schemas.event_base import AnyFact
 from schemas.events import (
     AdjustmentPosted,
     BalanceAsserted,
@@ -127,7 +127,7 @@ def request_of(event: RequestAccepted) -> Request:
 
 def _decide_other(
     books: Books,
-    event: WalletCredited | AdjustmentPosted | BalanceAsserted | KeyIssued | KeyRevoked | Fact,
+    event: WalletCredited | AdjustmentPosted | BalanceAsserted | KeyIssued | KeyRevoked | AnyFact,
     offset: int,
 ) -> Decision:
     if isinstance(event, WalletCredited):

@@ -63,8 +63,8 @@ class Replay:
             event = parse(value)
         except UnreadableEvent as error:
             raise LedgerCorrupt(f"{_place(record)}: {error}") from None
-        if event.wallet.encode() != key:
-            raise LedgerCorrupt(f"{_place(record)}: its key is not its wallet")
+        if event.key.encode() != key:
+            raise LedgerCorrupt(f"{_place(record)}: its key is not its event's")
         books = self.books[partition]
         decision = step(books, event, offset)
         wrong = broken_by(decision)

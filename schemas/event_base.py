@@ -48,23 +48,29 @@ class RequestEvent(WalletEvent):
     """The kind of events that are about a request, and have its `request_id`."""
 
 
-class Fact(BaseModel):
-    """An event that concerns no wallet."""
+class AnyFact(BaseModel):
+    """An event that concerns no wallet, in whichever version its kind has come to."""
 
     model_config = FROZEN
-
-    version: Literal[1] = 1
-    at_ms: TimeMs
 
     @property
     @abstractmethod
     def key(self) -> str:
         """The record's key: what the fact is about. It has a colon, so it is no wallet that an operator can make."""
 
-    @property
-    def wallet(self) -> str:
-        """The key again, for readers that compare a record's key with its event's wallet."""
-        return self.key
+
+class Fact(AnyFact):
+    """One whose kind still has its first version."""
+
+    version: Literal[1] = 1
+    at_ms: TimeMs
+
+
+class SecondFact(AnyFact):
+    """One whose kind has its second version; `schemas.past` has the first."""
+
+    version: Literal[2] = 2
+    at_ms: TimeMs
 
 
 class ModelPrice(BaseModel):

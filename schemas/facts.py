@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
-from schemas.event_base import AmountNano, Asset, Fact, Id, ModelPrice, Name, PositiveNano
+from schemas.event_base import FROZEN, AmountNano, Asset, Fact, Id, ModelPrice, Name, PositiveNano, SecondFact
 from schemas.topics import SETTLEMENT_KEY
 
 PARTITIONS_MAX = 1024
@@ -101,25 +101,82 @@ class SettlementFact(Fact):
         return SETTLEMENT_KEY
 
 
-class EpochClosed(SettlementFact):
+class SandboxFunded(SettlementFact):
+    """So much more may be paid out for what free keys used: without it their providers earn, and are not paid (S20).
+
+    `external_ref` makes it idempotent. As with an adjustment, above a limit another person must have approved it.
+    """
+
+    type: Literal["sandbox.funded"] = "sandbox.funded"
+    asset: Asset
+    amount_nano: PositiveNano
+    reason: Name
+    operator: Name
+    external_ref: Name
+    approver: Name | None = None
+
+
+class Token(BaseModel):
+    """What pays an asset on chain. One unit there is 10**-decimals; what is below it stays payable."""
+
+    model_config = FROZEN
+
+    asset: Asset
+    token: Address
+    decimals: Annotated[int, Field(ge=0, le=36)]
+
+
+class Terms(BaseModel):
+    """Where an epoch is paid. They stand in the log, so that anyone makes the same leaves from it."""
+
+    model_config = FROZEN
+
+    chain_id: ChainId
+    contract: Address
+    tokens: Annotated[tuple[Token, ...], Field(max_length=8)]
+
+    @model_validator(mode="after")
+    def _one_token_an_asset(self) -> Terms:
+        if len({token.asset for token in self.tokens}) != len(self.tokens):
+            raise ValueError("an asset is paid in one token")
+        return self
+
+
+class EpochClosed(SecondFact):
     """An epoch is what lies between two cuts. Act only on the first of its number that is read back.
 
-    `cut` has the next offset of every partition, `heads` the head of its hash chain there; `digest` is that of the
-    books at the cut, `payout_root` of the tree of cumulative entitlements.
+    `cut` has the next offset of every partition; there `heads` is the head of its hash chain and `roots` the root of
+    the RFC 6962 tree over its records. `log_root` is the root over all partitions (`ledger.merkle.log_root`), `digest`
+    that of the books, `payout_root` that of the tree of cumulative entitlements under `terms`. An epoch of version 1
+    had no trees over the log and no terms: `roots`, `log_root` and `terms` are empty there.
     """
 
     type: Literal["epoch.closed"] = "epoch.closed"
     epoch: EpochNumber
     cut: Annotated[tuple[NextOffset, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
     heads: Annotated[tuple[ChainHead, ...], Field(min_length=1, max_length=PARTITIONS_MAX)]
+    roots: Annotated[tuple[Sha256, ...], Field(max_length=PARTITIONS_MAX)]
+    log_root: ChainHead
     digest: Sha256
+    terms: Terms | None
     payout_root: Bytes32
 
+    @property
+    def key(self) -> str:
+        return SETTLEMENT_KEY
+
     @model_validator(mode="after")
-    def _each_partition_has_a_head(self) -> EpochClosed:
-        if [bool(head) for head in self.heads] != [offset > 0 for offset in self.cut]:
-            raise ValueError("a head for each partition of the cut that has records, and for no other")
+    def _each_partition_has_its_own(self) -> EpochClosed:
+        check_heads(self.cut, self.heads)
+        if len(self.roots) not in (0, len(self.cut)) or bool(self.log_root) != bool(self.roots):
+            raise ValueError("a root for each partition of the cut and one over all, or none at all")
         return self
+
+
+def check_heads(cut: tuple[int, ...], heads: tuple[str, ...]) -> None:
+    """Raises ValueError unless there is a head for each partition of the cut that has records, and for no other."""
+    if [bool(head) for head in heads] != [offset > 0 for offset in cut]:
+        raise ValueError("a head for each partition of the cut that has records, and for no other")
 
 
 class PayoutPlanned(SettlementFact):

@@ -79,12 +79,12 @@ class Slice:
             self.rejections.append((self.partition, offset, event.type, decision.outcome.value, request_id))
         for number, posting in enumerate(decision.postings):
             self.entries.append((self.partition, offset, number, *posting, request_id, event.at_ms))
-        if request_id is not None:
+        if isinstance(event, RequestEvent):
             if decision.request is not None:
-                self.changed[request_id] = decision.request
+                self.changed[event.request_id] = decision.request
             if decision.released_nano is not None:
                 # The first word counts: a later one may come when the end has become too old to be known.
-                self.released.setdefault(request_id, (event.wallet, decision.released_nano))
+                self.released.setdefault(event.request_id, (event.wallet, decision.released_nano))
         elif decision.credit is not None and isinstance(event, WalletCredited):
             credit = decision.credit
             self.credits.append(

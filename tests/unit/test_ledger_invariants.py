@@ -84,7 +84,8 @@ def test_an_unfair_share_is_seen() -> None:
 
 def closed(epoch: int, *cut: int, **more: Any) -> EpochClosed:
     heads = tuple("a" * 64 if offset else "" for offset in cut)
-    fields: dict[str, Any] = {"heads": heads, "digest": "b" * 64, "payout_root": HASHES[0]} | more
+    fields: dict[str, Any] = {"heads": heads, "digest": "b" * 64, "payout_root": HASHES[0]}
+    fields |= {"roots": (), "log_root": "", "terms": None} | more
     return EpochClosed(at_ms=T0, epoch=epoch, cut=cut, **fields)
 
 
