@@ -235,7 +235,8 @@ class Attempt:
     def _write_gathered(self, index: int, choice: Choice, gathered: Gathered) -> None:
         ids, text, calls = gathered.ids, "".join(gathered.text), _joined(gathered.calls)
         chances = gathered.chances
-        ids_max = RECORD_LOGPROBS_MAX if chances else RECORD_IDS_MAX
+        # Twice what makes a flush: so ids that belong to one character, or to one text, hardly ever part here.
+        ids_max = 2 * (RECORD_LOGPROBS_MAX if chances else RECORD_IDS_MAX)
         while ids or text or calls:
             part, ids = ids[:ids_max], ids[ids_max:]
             told, chances = chances[: len(part)], chances[len(part) :]

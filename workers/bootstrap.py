@@ -36,15 +36,15 @@ async def load(config: NodeConfig) -> dict[str, Served]:
     by_path: dict[Path | None, Served] = {}
     for setting in config.models:
         path = setting.path or engines.default_model_path(config.engine)
-        path = path.resolve() if path is not None else None
+        weights = await asyncio.to_thread(path.resolve) if path is not None else None
         try:
-            if path not in by_path:
-                by_path[path] = await _load_one(config, setting.name, path)
+            if weights not in by_path:
+                by_path[weights] = await _load_one(config, setting.name, path)
         except (EngineError, ChatTemplateError) as error:
             for served in by_path.values():
                 await served.engine.unload()
             raise BadConfig(f"model {setting.name} on engine {config.engine}: {error}") from error
-        models[setting.name] = by_path[path]
+        models[setting.name] = by_path[weights]
     _share_places(list(by_path.values()))
     return models
 

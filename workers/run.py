@@ -18,7 +18,7 @@ from schemas.jobs import Cancel, Job, Letter
 from schemas.replies import ALIVE_INTERVAL_S
 from schemas.topics import lane_boot_id
 from workers.attempt import Attempt, RejectCode
-from workers.chat.schemas import BadSchema
+from workers.chat.schema_values import BadSchema
 from workers.chat.template import ChatTemplateError
 from workers.clocks import SkewMeter, due_at_s
 from workers.engines.base import (

@@ -76,6 +76,7 @@ class Served:
         template: the model's own chat template; None where it makes no text, or has none: then it serves no chats.
         slots: places for jobs; several choices of one job take several.
         form: how the model writes tool calls, None where it does not.
+        controls: control tokens that belong to calls, once they are known.
         reloading: the engine broke and is being loaded again; no job can run.
         reloads: how often that happened.
     """
@@ -86,6 +87,7 @@ class Served:
     slots: Slots
     context_tokens: int
     form: Form | None = None
+    controls: Mapping[int, str] | None = None
     reloading: bool = False
     reloads: int = 0
 
@@ -118,15 +120,24 @@ class Served:
         form = self.form if job.tools and job.tool_choice != "none" else None
         if form is None and job.tools and job.tool_choice != "none":
             raise Unsupported("this model takes no tools")
-        # In a thread: a large schema costs a good part of a second, and others are streaming.
-        constraint = await asyncio.to_thread(constraint_of, job, form)
+        constraint = None
+        if form is not None or job.response_format is not None:
+            # In a thread: a large schema costs a good part of a second, and others are streaming.
+            constraint = await asyncio.to_thread(constraint_of, job, form)
         prompt = await self._prompt(job, form, len(images))
-        controls: dict[int, str] = {}
-        for text in form.controls if form is not None else ():
-            found = await self.engine.tokenize(text)
-            if len(found) == 1 and not self.engine.token_bytes(found[0]):
-                controls[found[0]] = text
+        controls = await self._controls() if form is not None else {}
         return Work(prompt, images, constraint, form, constraint is not None, controls)
+
+    async def _controls(self) -> Mapping[int, str]:
+        """The control tokens that belong to calls."""
+        if self.controls is None and self.form is not None:
+            found: dict[int, str] = {}
+            for text in self.form.controls:
+                ids = await self.engine.tokenize(text)
+                if len(ids) == 1 and not self.engine.token_bytes(ids[0]):
+                    found[ids[0]] = text
+            self.controls = found
+        return self.controls or {}
 
     async def embedding_inputs(self, job: Job) -> Sequence[Sequence[int]]:
         """The ids of every input. Raises Unsupported, BadMessages, EngineError."""

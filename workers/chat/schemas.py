@@ -8,14 +8,14 @@ one that only describes is passed over.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from workers.chat import numerals
 from workers.chat.patterns import BadPattern, pattern
+from workers.chat.schema_values import DEPTH_MAX, BadSchema, check_size, has_kind, is_in, kind_of, tags_of, texts_of
 from workers.chat.strings import (
     FORMATS,
     literal_json,
@@ -26,8 +26,6 @@ from workers.chat.strings import (
 )
 from workers.engines.grammar import Alternative, Builder, GrammarTooLarge, literal
 
-SCHEMA_BYTES_MAX = 128 * 1024
-DEPTH_MAX = 32
 #: llama.cpp takes no rule that repeats more often.
 REPEAT_MAX = 2000
 PROPERTIES_MAX = 1000
@@ -55,17 +53,6 @@ _OF_STRINGS = ("minLength", "maxLength", "pattern")
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
-class BadSchema(ValueError):
-    """A schema that is wrong, too large, or asks for what is not supported. `where` is a path of keywords.
-
-    The text may be told to the client; it repeats names of keywords and never values.
-    """
-
-    def __init__(self, where: Sequence[str], what: str) -> None:
-        path = "/".join(where[:DEPTH_MAX])
-        super().__init__(f"schema{'/' + path if path else ''}: {what}"[:300])
-
-
 def any_object(builder: Builder) -> Alternative:
     """Any JSON object."""
     return (Converter(builder, {}).generic("object"),)
@@ -78,16 +65,6 @@ def schema_value(builder: Builder, schema: Mapping[str, Any] | bool) -> Alternat
         return Converter(builder, schema).value(schema, ())
     except GrammarTooLarge as error:
         raise BadSchema((), str(error)) from None
-
-
-def check_size(schema: Any) -> None:
-    """Raises BadSchema for a schema that is no JSON or too large."""
-    try:
-        size = len(json.dumps(schema, ensure_ascii=False, allow_nan=False).encode())
-    except (ValueError, TypeError, RecursionError, UnicodeEncodeError):
-        raise BadSchema((), "it is no JSON, or too deep") from None
-    if size > SCHEMA_BYTES_MAX:
-        raise BadSchema((), f"it is larger than {SCHEMA_BYTES_MAX} bytes")
 
 
 class Converter:
@@ -150,7 +127,7 @@ class Converter:
 
     def _refuse(self, schema: Mapping[str, Any], where: tuple[str, ...]) -> None:
         for keyword in schema:
-            if keyword in _UNSUPPORTED and not _is_in(schema[keyword], _HARMLESS.get(keyword, ())):
+            if keyword in _UNSUPPORTED and not is_in(schema[keyword], _HARMLESS.get(keyword, ())):
                 raise BadSchema((*where, keyword), "this keyword is not supported")
 
     def _kinds(self, schema: Mapping[str, Any], where: tuple[str, ...]) -> list[str]:
@@ -160,7 +137,7 @@ class Converter:
             kinds = [kind for kind, keywords in groups if any(keyword in schema for keyword in keywords)]
             return kinds or [kind for kind in _TYPES if kind != "integer"]
         kinds = [kinds] if isinstance(kinds, str) else kinds
-        if not isinstance(kinds, list) or not kinds or not all(_is_in(kind, _TYPES) for kind in kinds):
+        if not isinstance(kinds, list) or not kinds or not all(is_in(kind, _TYPES) for kind in kinds):
             raise BadSchema((*where, "type"), "it names no types, or unknown ones")
         return list(dict.fromkeys(kinds))
 
@@ -269,10 +246,10 @@ class Converter:
                 return False
             values = [part["const"]] if "const" in part else part.get("enum")
             if isinstance(values, list):
-                kinds, tags = frozenset(_kind_of(value) for value in values), {"": _texts_of(values)}
+                kinds, tags = frozenset(kind_of(value) for value in values), {"": texts_of(values)}
             else:
                 kinds = frozenset("number" if kind == "integer" else kind for kind in self._kinds(part, where))
-                tags = _tags(part)
+                tags = tags_of(part)
             for other_kinds, other_tags in seen:
                 told = any(not tags[name] & other_tags[name] for name in tags.keys() & other_tags.keys())
                 if kinds & other_kinds and not told:
@@ -285,7 +262,7 @@ class Converter:
             raise BadSchema((*where, "enum"), f"it has to list 1 to {ENUM_MAX} values")
         if "type" in schema:
             kinds = self._kinds(schema, where)
-            values = [value for value in values if _has_kind(value, kinds)]
+            values = [value for value in values if has_kind(value, kinds)]
         beside = [k for k in (*_OF_OBJECTS, *_OF_ARRAYS, *_OF_STRINGS, *_OF_NUMBERS) if k in schema]
         if not values or beside:
             raise BadSchema((*where, "enum"), "no value is of its type, or other keywords narrow it")
@@ -423,35 +400,3 @@ class Converter:
             if bound is not None and bound > REPEAT_MAX:
                 raise BadSchema(where, f"a bound is above {REPEAT_MAX}")
         return int(low), high
-
-
-def _is_in(value: Any, values: Sequence[Any]) -> bool:
-    return any(type(value) is type(one) and value == one for one in values)
-
-
-def _kind_of(value: Any) -> str:
-    names = {bool: "boolean", str: "string", int: "number", float: "number", list: "array", dict: "object"}
-    return names.get(type(value), "null")
-
-
-def _has_kind(value: Any, kinds: Sequence[str]) -> bool:
-    kind = _kind_of(value)
-    whole = kind == "number" and float(value).is_integer()
-    return kind in kinds or (whole and "integer" in kinds)
-
-
-def _texts_of(values: Sequence[Any]) -> frozenset[str]:
-    return frozenset(json.dumps(value, sort_keys=True) for value in values)
-
-
-def _tags(part: Mapping[str, Any]) -> dict[str, frozenset[str]]:
-    """The constants that required properties of an object may have."""
-    tags: dict[str, frozenset[str]] = {}
-    properties, required = part.get("properties"), part.get("required")
-    if isinstance(properties, Mapping) and isinstance(required, list):
-        for name, inner in properties.items():
-            if name in required and isinstance(inner, Mapping):
-                values = [inner["const"]] if "const" in inner else inner.get("enum")
-                if isinstance(values, list):
-                    tags[name] = _texts_of(values)
-    return tags

@@ -9,7 +9,8 @@ from typing import Any
 
 from schemas.jobs import Job, JsonObject, JsonSchema, NamedTool, Tool
 from workers.chat.calls import HERMES, LLAMA3, MISTRAL, Form
-from workers.chat.schemas import BadSchema, any_object, check_size, schema_value
+from workers.chat.schema_values import BadSchema, check_size
+from workers.chat.schemas import any_object, schema_value
 from workers.engines.grammar import Alternative, Builder, Grammar, GrammarTooLarge, but, chars, literal
 
 #: Of what a schema says to the model, this is for machines.

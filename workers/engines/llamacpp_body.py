@@ -6,15 +6,14 @@ from typing import Any
 
 from workers.engines.base import IMAGE, Generation, GenerationInvalid, constraint_after, engine_seed
 from workers.engines.gguf import GgufHead
-from workers.engines.grammar import Grammar
 from workers.engines.vocabulary import TextAssembler
 
 #: Put into a text that reads like a control token and is none, where it has to pass as text: it shows nothing.
 _BREAK = "\u200b"
 
 
-def constraint_rest(generation: Generation, table: Sequence[bytes]) -> Grammar | None:
-    """What may still be said after the prefix; a grammar without a text is one that is done.
+def constraint_rest(generation: Generation, table: Sequence[bytes]) -> str | None:
+    """What may still be said after the prefix, in llama.cpp's notation; "" for nothing, None for anything.
 
     Raises: GenerationInvalid where the prefix does not fit, or ends inside a character.
     """
@@ -25,16 +24,16 @@ def constraint_rest(generation: Generation, table: Sequence[bytes]) -> Grammar |
     if not assembler.whole:
         raise GenerationInvalid("a constrained generation cannot go on from inside a character")
     matcher = constraint_after(generation.constraint, text)
-    return Grammar({}, "") if matcher.done else matcher.rest()
+    return "" if matcher.done else matcher.rest().gbnf()
 
 
-def body(generation: Generation, new_tokens: int, rest: Grammar | None, *, stream: bool) -> dict[str, Any]:
+def body(generation: Generation, new_tokens: int, grammar: str | None, *, stream: bool) -> dict[str, Any]:
     """The request, without images.
 
     Args:
         generation: what is asked for.
         new_tokens: how many ids may come.
-        rest: what the constraint still lets through.
+        grammar: what the constraint still lets through.
         stream: whether ids come one by one.
     """
     sampling = generation.sampling
@@ -59,8 +58,8 @@ def body(generation: Generation, new_tokens: int, rest: Grammar | None, *, strea
     }
     if generation.logprobs is not None:
         request["n_probs"] = max(1, generation.logprobs)  # with 0 it tells nothing, not even of the id itself
-    if rest is not None:
-        request["grammar"] = rest.gbnf()
+    if grammar is not None:
+        request["grammar"] = grammar
     return request
 
 

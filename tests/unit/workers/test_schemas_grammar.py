@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.workers.grammar_kit import say, takes
-from workers.chat.schemas import BadSchema, any_object, schema_value
+from workers.chat.schema_values import BadSchema
+from workers.chat.schemas import any_object, schema_value
 from workers.engines.grammar import Builder, Grammar, GrammarTooLarge, Matcher
 
 
@@ -197,9 +198,13 @@ def test_what_is_not_supported_is_said_clearly(schema: Any, says: str) -> None:
 
 def test_too_deep_is_an_error_and_no_crash() -> None:
     schema: Any = {"type": "string"}
-    for _ in range(200):
+    for _ in range(90):
         schema = {"type": "array", "items": schema}
     with pytest.raises(BadSchema, match="deeper"):
+        grammar_of(schema)
+    for _ in range(800):
+        schema = {"items": schema}
+    with pytest.raises(BadSchema, match="objects and lists"):
         grammar_of(schema)
     for _ in range(100_000):
         schema = {"items": schema}

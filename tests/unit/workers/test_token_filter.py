@@ -55,14 +55,14 @@ def fits(before: bytes, token_id: int) -> bool:
     )
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_any_walk_ends_in_what_validates_and_misses_nothing(seed: int) -> None:
     draw, text = random.Random(seed), b""
     follower = TokenFilter(TREE, Matcher(grammar()), [END])
     for step in range(200):
         allowed = follower.allowed()
         assert allowed == sorted(set(allowed))
-        if step % 5 == 0:
+        if step % 9 == 0:
             expected = [token_id for token_id in range(len(TABLE)) if fits(text, token_id)]
             assert [token_id for token_id in allowed if token_id != END] == expected
         token_id = END if END in allowed else draw.choice(allowed)
