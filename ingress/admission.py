@@ -8,6 +8,8 @@ wallet's own; the answer says which prices hold from then on.
 from __future__ import annotations
 
 import hmac
+import math
+import time
 from collections.abc import Awaitable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +18,7 @@ import asyncpg
 from ledger.money import format_amount
 from schemas.errors import ApiError
 from schemas.event_base import Asset
+from schemas.ids import uuid7_ms
 from schemas.keys import ApiKey
 
 #: $5 a UTC day for the owner of a sandbox key (dialects.md A).
@@ -37,6 +40,9 @@ _REFUSALS = {
 DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 _T = TypeVar("_T")
 _DAY_S = 86_400
+#: What the last request counts in the typical duration of one.
+_RECENT = 0.1
+_WAIT_S_MAX = 60
 
 
 class Ask(NamedTuple):
@@ -113,6 +119,7 @@ async def _keep(_: asyncpg.Connection) -> None:
 class Admission:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+        self._typical_s = 1.0  # how long a request is open, by those that ended here lately
 
     async def admit(self, ask: Ask, *, dry_run: bool = False) -> Admitted:
         """Open the hold and take the slot, or raise ApiError and have taken nothing.
@@ -137,7 +144,7 @@ class Admission:
             )
         )
         if row["outcome"] != "ok":
-            raise ApiError(_REFUSALS[row["outcome"]], _explain(row, ask), retry_after_s=_wait_s(row))
+            raise ApiError(_REFUSALS[row["outcome"]], _explain(row, ask), retry_after_s=self._wait_s(row))
         return Admitted(
             row["wallet_id"],
             row["tier"],
@@ -164,7 +171,18 @@ class Admission:
 
     async def settle(self, request_id: str, charge_nano: int) -> None:
         """Shrink the hold to the charge and free the slot, once the end is acked in the log (S4)."""
+        lasted_s = max(0.0, time.time() - uuid7_ms(request_id) / 1000)
+        self._typical_s += _RECENT * (lasted_s - self._typical_s)
         await _answer(self._pool.fetchval("select state.settle($1, $2)", request_id, charge_nano))
+
+    def _wait_s(self, row: Any) -> int | None:
+        """How long until the same request may be taken, where that can be said: a sandbox's cap ends with the UTC day,
+        and of a key's open requests one ends in a typical one's time divided by their number."""
+        if row["outcome"] == "daily_cap_exceeded":
+            return _DAY_S - row["now_ms"] // 1000 % _DAY_S
+        if row["outcome"] == "open_request_cap":
+            return min(_WAIT_S_MAX, max(1, math.ceil(self._typical_s / max(1, row["open_max"]))))
+        return None
 
     async def check_key(self, key: ApiKey) -> Holder:
         """Whose the key is. Raises ApiError unless it lives: a malformed body is only told to a caller with a key."""
@@ -207,10 +225,3 @@ def _explain(row: Any, ask: Ask) -> str | None:
     if row["outcome"] == "model_not_allowed":
         return f"This key may not use all of: {', '.join(ask.models)}."
     return None
-
-
-def _wait_s(row: Any) -> int | None:
-    """How long until the same request may be taken, where that is known: a day's cap ends with the UTC day."""
-    if row["outcome"] != "daily_cap_exceeded":
-        return None
-    return _DAY_S - row["now_ms"] // 1000 % _DAY_S

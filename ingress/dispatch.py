@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from ingress import letters
 from ingress.admission import Admission, Admitted, Ask
 from ingress.catalog import Catalog
 from ingress.chat import Chat, Piece
@@ -36,7 +37,7 @@ from ledger.rules import RULES_VERSION
 from schemas import ids, replies
 from schemas.errors import ApiError
 from schemas.events import How, RequestAccepted
-from schemas.jobs import Cancel, Job
+from schemas.jobs import Cancel
 from schemas.keys import ApiKey
 from schemas.replies import Tally, Tokens, Verdict
 
@@ -138,7 +139,7 @@ class Request:
         self._max_tokens = budget_tokens(chat, place.context_tokens)
         self._ready: deque[Piece] = deque()
         self._failure: Exception | None = None  # raised once what came before it is read
-        self._began_s = self._heard_s = time.monotonic()
+        self._began_s = self._heard_s = self._posted_s = time.monotonic()
         self._gone = False
         self._over = False
         self._freed = False
@@ -246,7 +247,18 @@ class Request:
         return True
 
     async def _post(self) -> None:
-        await self._shared.mailer.post(self.place.node.beat.node_id, self._job())
+        self._posted_s = time.monotonic()
+        job = letters.job(
+            self.chat,
+            self.place.model.name,
+            request_id=self.id,
+            attempt=self._attempt,
+            owner=self._shared.boot_id,
+            lane=self._lane.topic,
+            max_tokens=self._max_tokens,
+            deadline_s=REQUEST_DEADLINE_S,
+        )
+        await self._shared.mailer.post(self.place.node.beat.node_id, job)
 
     def free_node(self) -> None:
         """Give the node's slot back, once: `finish` does, or whoever knows before that the node is done."""
@@ -326,6 +338,8 @@ class Request:
         if verdict is Verdict.GAP:
             self._failure = AttemptFailed(How.NODE_DIED, f"records of the node are missing before {reply.seq}")
         elif isinstance(reply, Tokens):
+            if self._tally.completion_tokens == len(reply.ids):
+                self.place.node.saw_first_token((time.monotonic() - self._posted_s) * 1000)
             if self._tally.completion_tokens > self._max_tokens * self.chat.n or reply.choice >= self.chat.n:
                 self._failure = AttemptFailed(How.ERROR, "the node went over its budget")
             else:
@@ -380,33 +394,6 @@ class Request:
             cap_day=admitted.cap_day,
             hold_nano=meter.hold_nano,
             payer=admitted.payer,
-        )
-
-    def _job(self) -> Job:
-        now_ms, chat = int(time.time() * 1000), self.chat
-        return Job(
-            request_id=self.id,
-            attempt=self._attempt,
-            owner=self._shared.boot_id,
-            lane=self._lane.topic,
-            model=self.place.model.name,
-            task=chat.task,
-            messages=chat.messages,
-            prompts=chat.prompts,
-            images=chat.images,
-            tools=chat.tools,
-            tool_choice=chat.tool_choice,
-            parallel_tool_calls=chat.parallel_tool_calls,
-            response_format=chat.response_format,
-            sampling=chat.sampling,
-            stop=chat.stop,
-            max_tokens=self._max_tokens,
-            n=chat.n,
-            logprobs=chat.logprobs,
-            echo=chat.echo,
-            dimensions=chat.dimensions,
-            expires_at_ms=now_ms + int(replies.CLAIM_TIMEOUT_S * 1000),
-            deadline_at_ms=now_ms + int(REQUEST_DEADLINE_S * 1000),
         )
 
 

@@ -23,13 +23,16 @@ from ingress.dialects.openai import ChatRequest
 from ingress.dialects.openai_completions import CompletionRequest
 from ingress.dialects.openai_embeddings import EmbeddingRequest
 from ingress.dialects.openai_responses import ResponsesRequest
-from schemas.errors import ApiError
+from ingress.dialects.shadow import InferenceRequest
+from ingress.dialects.shreyansh import ShreyanshRequest
+from ingress.placing import AUTO
+from schemas.errors import TABLE, ApiError, Surface
 
 _REF = "#/components/schemas/"
 
 
 class Call(NamedTuple):
-    """A POST call: where, what it is, the form of its body, an example of it and of its answer."""
+    """A POST call: where, what it is, the form of its body, an example of it and of its answer, how errors are told."""
 
     path: str
     summary: str
@@ -37,6 +40,7 @@ class Call(NamedTuple):
     form: type[BaseModel]
     example: dict[str, Any]
     answer: dict[str, Any]
+    surface: Surface = "v1"
 
 
 _HEADERS_TEXT = (
@@ -110,6 +114,39 @@ CALLS: list[Call] = [
         {"model": "shark-llama-3.3-70b", "input": "hello shiver"},
         {"id": "resp_019a0000-0000-7000-8000-000000000000", "object": "response", "status": "completed", "output": []},
     ),
+    Call(
+        "/v3/chat/completions",
+        "Chat, as Shreyansh Cloud has it",
+        "OpenAI's shape with fewer parameters, temperature 0 to 1, and errors whose code is the status."
+        + _HEADERS_TEXT,
+        ShreyanshRequest,
+        {"model": "qwen/qwen3-4b-fp8", "messages": [{"role": "user", "content": "Hello!"}]},
+        {
+            "id": "019a0000000070008000000000000000",
+            "object": "chat.completion",
+            "created": 1795000000,
+            "model": "qwen/qwen3-4b-fp8",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello!"}, "finish_reason": "stop"}],
+            "usage": _USAGE,
+        },
+        "v3",
+    ),
+    Call(
+        "/v1/inference",
+        "Infer, as Shadow Labs has it",
+        "Text for messages. A stream is `content_delta` events and one `message_stop`, and no [DONE]. Enrichment with "
+        "context and tools is not offered." + _HEADERS_TEXT,
+        InferenceRequest,
+        {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1024},
+        {
+            "id": "req_000000000000",
+            "content": "Hello!",
+            "model": "claude-sonnet-4-20250514",
+            "usage": {"input_tokens": 12, "output_tokens": 6, "total_tokens": 18},
+            "stop_reason": "end_turn",
+        },
+        "inference",
+    ),
 ]
 
 _ERROR = {
@@ -128,9 +165,31 @@ _ERROR = {
         }
     },
 }
+_TEXT, _CODE = {"type": "string"}, {"type": "integer"}
+_NUMERIC_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "code"],
+            "properties": {"message": _TEXT, "type": _TEXT, "code": _CODE},
+        }
+    },
+}
+_DETAIL = {"type": "object", "required": ["detail", "code"], "properties": {"detail": _TEXT, "code": _TEXT}}
+#: The schema of each surface's errors.
+_ERRORS: dict[Surface, tuple[str, dict[str, Any]]] = {
+    "v1": ("Error", _ERROR),
+    "v3": ("NumericError", _NUMERIC_ERROR),
+    "inference": ("Detail", _DETAIL),
+}
 _REFUSALS = {
     "400": "Malformed: the form, an unknown model, a prompt that is too long, an image",
     "401": "No key, or one that is not valid",
+    "404": "No such model",
+    "422": "Malformed: the form, a range, an unknown model, a prompt that is too long",
+    "502": "Every node that was tried failed",
     "402": "The wallet's balance or the sandbox's daily cap does not cover it",
     "403": "The key may not use this model",
     "409": "The key has its greatest number of requests open",
@@ -150,7 +209,7 @@ def describe(app: FastAPI, offers: Offers | None = None) -> dict[str, Any]:
         routes=app.routes,
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas["Error"] = _ERROR
+    schemas.update(_ERRORS.values())
     document["components"]["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "x-api-key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -163,7 +222,7 @@ def describe(app: FastAPI, offers: Offers | None = None) -> dict[str, Any]:
         if offers is not None:
             kind = "embedding" if call.form is EmbeddingRequest else "chat"
             own = schemas[call.form.__name__]["properties"]
-            own["model"] = {"type": "string", "enum": _names(offers, kind)}
+            own["model"] = {"type": "string", "enum": [AUTO, *_names(offers, kind)]}
         document["paths"][call.path] = {"post": _operation(call)}
     return document
 
@@ -177,6 +236,7 @@ def _operation(call: Call) -> dict[str, Any]:
     told = {
         "x-shiver-request-id": "The id of this request, on every answer",
         "x-shiver-node": "A pseudonym of the node that served",
+        "x-shiver-model": "The model that served, where an alias or `auto` was asked for",
         "x-shiver-cost": "What was charged, as in `0.0123 SHIVER`; of a stream it stands in the last chunk",
         "x-shiver-ignored": "Parameters that had no effect",
     }
@@ -190,9 +250,11 @@ def _operation(call: Call) -> dict[str, Any]:
             },
         }
     }
-    for status, text in _REFUSALS.items():
-        content = {"application/json": {"schema": {"$ref": f"{_REF}Error"}}}
-        answers[status] = {"description": text, "content": content}
+    name = _ERRORS[call.surface][0]
+    for status in sorted({str(row.status_on(call.surface)) for row in TABLE.values()} & _REFUSALS.keys()):
+        if status != "404" or call.surface == "v3":  # elsewhere it is only an unknown path's
+            content = {"application/json": {"schema": {"$ref": _REF + name}}}
+            answers[status] = {"description": _REFUSALS[status], "content": content}
     body = {"schema": {"$ref": _REF + call.form.__name__}, "example": call.example}
     return {
         "summary": call.summary,

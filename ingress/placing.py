@@ -58,7 +58,8 @@ class Wish:
         found = self._kept(self.auto, nodes, (*self.needs, *self.constraints))
         found = self._ranked(found, lambda place: place.context_tokens < self.bound_tokens)
         for model in self.models:
-            found += self._ranked(self._kept((model,), nodes, self.constraints), lambda _: False)
+            kept = self._kept((model,), nodes, self.constraints)
+            found += kept if self.tier is None else self._ranked(kept, lambda _: False)
         return found
 
     @property
@@ -92,6 +93,8 @@ class Wish:
 
     def _kept(self, models: Iterable[Model], nodes: list[Node], constraints: Sequence[Constraint]) -> list[Place]:
         places = [place for model in models for place in _serving(model, nodes) if _served(place).configured]
+        if not constraints:
+            return places
         return [place for place in places if all(constraint.keeps(place) for constraint in constraints)]
 
     def _ranked(self, places: list[Place], last: Callable[[Place], bool]) -> list[Place]:
@@ -169,7 +172,7 @@ def _constraints(routing: Routing, trust: Mapping[str, float]) -> tuple[Constrai
         found.append(Constraint("trusted_only", lambda place: _trust(place, trust) > TRUST_ABOVE))
     if routing.max_latency_ms is not None:
         most_ms = routing.max_latency_ms
-        found.append(Constraint("max_latency_ms", lambda place: (place.node.beat.first_token_ms or 0) <= most_ms))
+        found.append(Constraint("max_latency_ms", lambda place: (place.node.first_token_ms or 0) <= most_ms))
     return tuple(found)
 
 
@@ -196,9 +199,9 @@ def _trust(place: Place, trust: Mapping[str, float]) -> float:
     return trust.get(place.node.beat.provider_id, TRUST_DEFAULT)
 
 
-def _wait_ms(place: Place) -> int:
+def _wait_ms(place: Place) -> float:
     """A node that has not measured anything yet ranks last, and yet passes `max_latency_ms`: else none would begin."""
-    measured = place.node.beat.first_token_ms
+    measured = place.node.first_token_ms
     return _NEVER_MS if measured is None else measured
 
 

@@ -23,6 +23,8 @@ WAITERS_MAX = 1000
 _FREED_MAX = 64
 _FREED_S = 60.0
 _WAIT_S_MAX = 30
+#: What the last first token counts in a node's typical time to it.
+_RECENT = 0.2
 
 
 @dataclass(slots=True)
@@ -33,6 +35,15 @@ class Node:
     heard_at_s: float
     ours: int = 0
     models: dict[str, ServedModel] = field(default_factory=dict)
+    seen_ms: float | None = None
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """From a job's sending to its first token: as the node measures it, else as we saw it here; None before any."""
+        return self.seen_ms if self.beat.first_token_ms is None else self.beat.first_token_ms
+
+    def saw_first_token(self, after_ms: float) -> None:
+        self.seen_ms = after_ms if self.seen_ms is None else self.seen_ms + _RECENT * (after_ms - self.seen_ms)
 
     def free_slots(self, boot_id: str) -> int:
         """Slots that neither we use by our own exact count nor the other ingresses by the node's last word."""

@@ -34,7 +34,7 @@ create index requests_by_wallet on derived.requests (wallet_id, ended_ms) where 
 -- Which attempt the node and the model of the row are of: the expiry counts its records.
 alter table state.admissions add column attempt smallint not null default 1 check (attempt between 1 and 16);
 
--- As in 0003, with two changes: the caller sends the hold in each asset, and the wallet's own is taken; and a key may
+-- As in 0005, with two changes: the caller sends the hold in each asset, and the wallet's own is taken; and a key may
 -- be barred from models. `a_models` is what will serve, then its fallbacks.
 --
 -- Outcomes, in order of precedence:
@@ -128,7 +128,10 @@ begin
     else
         payer := 'wallet:' || w.wallet_id;
         -- The wallet's row is locked: the projection changes balance and held_nano in one transaction behind that lock.
-        select coalesce(sum(c.balance_nano), 0) - w.held_nano into available_nano from derived.accounts c
+        -- A hold is at most 1e18: what lies beyond a bigint on either side is as good as its last number.
+        select greatest(least(coalesce(sum(c.balance_nano), 0) - w.held_nano, 9223372036854775807),
+                        -9223372036854775807) into available_nano
+            from derived.accounts c
             where c.account = payer and c.asset = w.asset and c.partition = w.partition;
         if available_nano < hold_nano then
             outcome := 'insufficient_balance';

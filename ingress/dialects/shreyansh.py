@@ -20,7 +20,7 @@ class Message(Form):
     content: str
 
 
-class ChatRequest(Form):
+class ShreyanshRequest(Form):
     """What has an effect; anything else is named in x-shiver-ignored."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
@@ -35,7 +35,7 @@ class ChatRequest(Form):
 
 def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
     """Raises ApiError: invalid_json, invalid_request, unsupported_parameter."""
-    form = read_form(ChatRequest, body)
+    form = read_form(ShreyanshRequest, body)
     chat = Chat(
         model=form.model,
         messages=[{"role": message.role, "content": message.content} for message in form.messages],
@@ -51,7 +51,7 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
     return Asked(chat, form.stream, lambda request_id, created_s: Answer(request_id, form.model, created_s), ignored)
 
 
-def _idle(form: ChatRequest) -> Iterator[str]:
+def _idle(form: ShreyanshRequest) -> Iterator[str]:
     yield from form.idle()
     for message in form.messages:
         yield from message.idle()

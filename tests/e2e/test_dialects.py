@@ -1,12 +1,12 @@
-"""Every call that the five APIs document, as printed, with host and key changed, and what it is answered here.
-
-Those of OpenAI's own form with tools, images and vectors are in test_openai_*.py.
-"""
+"""Every call that the five APIs document, as printed, with host and key changed, and what it is answered here."""
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import struct
+import zlib
 from typing import Any
 
 import httpx
@@ -60,6 +60,67 @@ async def test_printed_chats_of_v1(real: Running, body: dict[str, Any], served: 
     answer = response.json()
     assert answer["choices"][0]["message"]["content"]
     assert (answer["model"], response.headers["x-shiver-model"]) == (body["model"], served)
+
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+
+
+async def test_the_printed_tool_call_of_a(real: Running) -> None:
+    body = {
+        "model": "shark-llama-3.3-70b",
+        "messages": [_user("weather in eindhoven")],
+        "tools": [WEATHER],
+        "temperature": 0,
+    }
+    response = await real.post(body)
+    assert response.status_code == 200, response.text
+    message = response.json()["choices"][0]["message"]
+    (call,) = message["tool_calls"]
+    assert call["function"]["name"] == "get_weather"
+    assert "city" in json.loads(call["function"]["arguments"])
+    result = {"role": "tool", "tool_call_id": call["id"], "content": '{"celsius": 12}'}
+    answered = await real.post({**body, "messages": [*body["messages"], message, result]})
+    assert answered.status_code == 200, answered.text
+    assert answered.json()["choices"][0]["message"]["content"]
+
+
+@pytest.mark.parametrize("model", ["shark-llama-3.3-70b-vision", "shark-gemma-9b-vision", "auto"])
+async def test_printed_images_of_a(real: Running, model: str) -> None:
+    image = {"type": "image_url", "image_url": {"url": _png()}}
+    content = [{"type": "text", "text": "what is in this image?"}, image]
+    response = await real.post({"model": model, "messages": [{"role": "user", "content": content}]})
+    assert response.status_code == 200, response.text
+    assert response.headers["x-shiver-model"].endswith("-vision")
+    assert response.json()["choices"][0]["message"]["content"]
+    blind = await real.post({"model": "shark-mini", "messages": [{"role": "user", "content": content}]})
+    assert (blind.status_code, blind.json()["error"]["code"]) == (400, "model_cannot")
+
+
+async def test_printed_embeddings_of_a(real: Running) -> None:
+    body = {"model": "shark-embed-large-v1", "input": ["text to embed", "another text"]}
+    response = await real.post(body, path="/v1/embeddings")
+    assert response.status_code == 200, response.text
+    assert [len(one["embedding"]) for one in response.json()["data"]] == [1536, 1536]
+    wrong = await real.post({"model": "shark-embed-large-v1", "messages": [_user("hi")]})
+    assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "model_cannot")
+
+
+def _png() -> str:
+    """A red square of 64 x 64 as a data URI."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress((b"\0" + b"\xff\0\0" * 64) * 64)
+    head = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 async def test_the_models_need_no_key_and_say_what_really_serves(real: Running) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from ingress.catalog import Catalog
 from ingress.chat import Chat
 from ingress.metering import hold_bound_nano
 from schemas.errors import ApiError
+from schemas.ids import uuid7
 
 
 @pytest.fixture
@@ -70,6 +72,20 @@ async def test_the_day_s_cap_says_when_it_ends(db: asyncpg.Pool, monkeypatch: py
     now_s = await db.fetchval("select extract(epoch from now())::bigint")
     assert caught.value.code == "daily_cap_exceeded"
     assert abs((caught.value.retry_after_s or 0) - (midnight + 86_400 - now_s)) <= 2
+
+
+async def test_a_full_key_is_told_when_one_of_its_requests_should_end(db: asyncpg.Pool) -> None:
+    key = await add_key(db, await add_wallet(db, "w", 100), open_max=2)
+    admission = Admission(db)
+    long_ago_ms = int(time.time() * 1000) - 40_000
+    for _ in range(60):  # requests that took 40 s
+        await admission.settle(uuid7(long_ago_ms, bytes(10)), 0)
+    for _ in range(2):
+        await admission.admit(ask(key, 1, 1))
+    with pytest.raises(ApiError) as caught:
+        await admission.admit(ask(key, 1, 1))
+    assert caught.value.code == "open_request_cap"
+    assert caught.value.retry_after_s in (19, 20, 21)
 
 
 async def test_a_key_may_be_barred_from_models(db: asyncpg.Pool) -> None:

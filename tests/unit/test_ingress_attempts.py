@@ -161,6 +161,8 @@ async def test_a_fallback_answers_and_is_what_is_paid() -> None:
     assert last is not None
     assert last.over
     assert world.moves == [(RID, "me", "b", "small", 2)]
+    assert world.request.place.node.seen_ms is not None  # its time to the first token; who brought none has none
+    assert [node.beat.node_id for node in world.router.living() if node.seen_ms is None] == ["a"]
     assert world.jobs() == [("b", 2, "small")]
     assert world.slots_taken() == {"b": 1}
     assert dict(world.request.headers) == {b"x-shiver-node": b"b", b"x-shiver-model": b"small"}

@@ -138,6 +138,14 @@ def test_tier_ranks_the_models_of_auto(router: Router, tier: Any, first: str) ->
     assert _left(router, _chat("auto", tier=tier))[0] == f"n-{first}/{first}"
 
 
+def test_what_this_ingress_saw_counts_where_a_node_says_nothing(router: Router) -> None:
+    router.hear(_beat("silent", "small"))
+    chat = _chat(max_latency_ms=100)
+    assert _left(router, chat) == ["silent/small"]
+    router.living()[0].saw_first_token(101)
+    assert _left(router, chat) == []
+
+
 def test_auto_takes_what_can_do_it(router: Router) -> None:
     router.hear(_beat("plain", "small", "big"))
     router.hear(_beat("tools", ServedModel(name="big", context_tokens=1000, tools=True)))

@@ -151,3 +151,15 @@ async def test_the_estimate_is_the_pace_at_which_slots_came_free(clock: list[flo
     assert router.wait_estimate_s() is None  # too long ago to say anything
     for waiter in waiters:
         waiter.cancel()
+
+
+def test_a_node_s_own_word_of_its_latency_goes_before_ours() -> None:
+    node = Node(_beat("n"), 0.0)
+    assert node.first_token_ms is None
+    node.saw_first_token(100.0)
+    assert node.first_token_ms == 100.0
+    for _ in range(50):
+        node.saw_first_token(500.0)
+    assert 499 < (node.first_token_ms or 0) <= 500
+    node.beat = node.beat.model_copy(update={"first_token_ms": 7})
+    assert node.first_token_ms == 7
