@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -67,14 +69,18 @@ async def test_compatcanary(target: Target) -> None:
     assert [result["status"] for result in results] == ["pass"] * 7
 
 
-async def test_langchains_standard_tests(target: Target) -> None:
-    options = ["-o", "asyncio_mode=auto", "-o", "asyncio_default_test_loop_scope=session"]
-    outcomes = await asyncio.to_thread(suites_kit.pytest, target, SUITES, str(SUITES / "langchain_suite.py"), *options)
+async def test_langchains_standard_tests(target: Target, tmp_path: Path) -> None:
+    loops = "asyncio_default_fixture_loop_scope = session\nasyncio_default_test_loop_scope = session\n"
+    (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\n" + loops)
+    shutil.copy(SUITES / "langchain_suite.py", tmp_path)  # away from our own conftest
+    outcomes = await asyncio.to_thread(suites_kit.pytest, target, tmp_path, "langchain_suite.py")
     assert not {name for name, outcome in outcomes.items() if outcome == "failed"}
     assert sum(outcome == "passed" for outcome in outcomes.values()) >= 40
 
 
-async def test_schemathesis_with_all_checks(target: Target) -> None:
+async def test_schemathesis_with_all_checks(target: Target, tmp_path: Path) -> None:
+    for name in ("hooks.py", "schemathesis.toml"):
+        shutil.copy(SUITES / name, tmp_path)  # it keeps what it found beside them
     schemathesis = str(suites_kit.python().with_name("schemathesis"))
     keys = [f"Authorization: Bearer {target.key}", f"X-API-Key: {target.key}"]
     headers = [part for key in keys for part in ("-H", key)]
@@ -82,4 +88,4 @@ async def test_schemathesis_with_all_checks(target: Target) -> None:
     only = ["--include-path-regex", "^/v1/(chat|completions|embeddings|responses)"]
     argv = [schemathesis, "run", f"{target.base_url}/openapi.json", *headers, *options, *only]
     env = {**target.env, "SCHEMATHESIS_HOOKS": "hooks"}
-    await asyncio.to_thread(suites_kit.call, argv, env, SUITES)
+    await asyncio.to_thread(suites_kit.call, argv, env, tmp_path)

@@ -11,7 +11,18 @@ from typing import Any
 
 import schemathesis
 
-_RELATED = ("tool_choice", "function_call", "functions", "tools", "best_of", "top_logprobs", "background")
+#: What the one node and the small models of this stack decide: providers, trust, latency, the size of a vector.
+_OF_THIS_STACK = ("allow_hosters", "deny_hosters", "trusted_only", "max_latency_ms", "fallback_models", "dimensions")
+_RELATED = (
+    "tool_choice",
+    "function_call",
+    "functions",
+    "tools",
+    "best_of",
+    "top_logprobs",
+    "background",
+    *_OF_THIS_STACK,
+)
 
 
 @schemathesis.hook
@@ -23,7 +34,7 @@ def filter_case(context: Any, case: Any) -> bool:
     answers = any(one.get("role") in ("tool", "function", "assistant") or "call_id" in one for one in said)
     empty = any(one.get("content") == [] for one in said)
     images = "image_url" in repr(said)
-    return not (answers or empty or images or any(body.get(name) for name in _RELATED))
+    return not (answers or empty or images or any(body.get(name) for name in (*_RELATED, *_OF_THIS_STACK)))
 
 
 def _items(value: Any) -> list[dict[str, Any]]:
