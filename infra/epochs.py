@@ -139,7 +139,7 @@ async def show_epoch(db: Any, number: int) -> dict[str, Any]:
             "select * from derived.entitlements where epoch = $1 order by asset, provider", number
         ),
         "funded": await db.fetch(
-            "select asset, sum(amount_nano)::bigint as nano from derived.sandbox_funds "
+            "select asset, sum(amount_nano) as nano from derived.sandbox_funds "
             "where epoch <= $1 and verdict = 'counted' group by 1 order by 1",
             number,
         ),

@@ -129,15 +129,15 @@ def _head(row: Any, before: Any) -> None:
 def _line(row: Any) -> tuple[str, ...]:
     nano = ("earned_nano", "sandbox_earned_nano", "sandbox_payable_nano", "entitled_nano", "debt_nano")
     to = f"waits: {row['waits']}" if row["waits"] else f"{row['recipient']}, {row['amount']} units"
-    return (row["provider"], row["asset"], *(format_amount(row[name]) for name in nano), to)
+    return (row["provider"], row["asset"], *(format_amount(int(row[name])) for name in nano), to)
 
 
 def _sandbox(found: dict[str, Any]) -> None:
-    funded = {row["asset"]: row["nano"] for row in found["funded"]}
+    funded = {row["asset"]: int(row["nano"]) for row in found["funded"]}
     for asset in ("SHIVER", "USDC"):
         rows = [row for row in found["entitlements"] if row["asset"] == asset]
-        given = sum(row["sandbox_payable_nano"] for row in rows)
-        waits = sum(max(0, row["sandbox_earned_nano"] - row["sandbox_payable_nano"]) for row in rows)
+        given = sum(int(row["sandbox_payable_nano"]) for row in rows)
+        waits = sum(max(0, int(row["sandbox_earned_nano"]) - int(row["sandbox_payable_nano"])) for row in rows)
         if funded.get(asset) or waits:
             parts = (funded.get(asset, 0), given, waits)
             budget, spent, left = (f"{format_amount(nano)} {asset}" for nano in parts)

@@ -133,3 +133,24 @@ async def test_statements_from_an_archive(ledger_log: str, books: asyncpg.Pool, 
     assert (await shrk(ledger_log, books_url, "archive", "--out", folder, "--range", "64", "--tail")).exit_code == 0
     alone = await shrk("127.0.0.1:1", NO_DATABASE, *arguments, "--archive", folder, "--no-tail")
     assert alone.stdout == plain.stdout
+
+
+async def test_balances_beyond_64_bits_in_every_tool(ledger_log: str, hledger: str, tmp_path: Path) -> None:
+    many = [credited(wallet, 10**18, f"r{n}") for wallet in (wallet_in(1, P), wallet_in(2, P)) for n in range(12)]
+    await append_all(ledger_log, many)
+    _, wanted = await books_of(ledger_log)
+    assert wanted["world", "SHIVER"] == -24 * 10**18 < -(2**64)
+    journal, _ = await export(ledger_log, "hledger", tmp_path)
+    assert await asyncio.to_thread(hledger_balances, hledger, journal) == wanted
+    checked = await asyncio.to_thread(run_hledger, hledger, journal, "check", "--strict", "ordereddates")
+    assert checked.returncode == 0, checked.stderr
+    beans, _ = await export(ledger_log, "beancount", tmp_path)
+    assert (await asyncio.to_thread(bean_check, beans)).returncode == 0
+    assert await asyncio.to_thread(beancount_balances, beans) == wanted
+    assert csv_balances((await export(ledger_log, "csv", tmp_path))[0]) == wanted
+    assert parquet_balances((await export(ledger_log, "parquet", tmp_path))[0]) == wanted
+    for form in ("json", "csv", "text", "html"):
+        arguments = ("--wallet", wallet_in(1, P), "--month", "2027-01", "--format", form)
+        told = await shrk(ledger_log, NO_DATABASE, "statement", *arguments)
+        assert told.exit_code == 0, told.output
+        assert ("12000000000" if form in ("text", "html") else "12000000000000000000") in told.stdout

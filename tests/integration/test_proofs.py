@@ -264,6 +264,15 @@ async def test_only_the_blocks_that_are_needed_are_read(
     assert bool(others) is not kept
 
 
+async def test_kept_roots_are_of_whole_blocks_of_the_one_size(drill: Drill) -> None:
+    """Those of a partition alone; of another size of blocks there are none."""
+    rows = [(1, 0, b"a" * 32), (1, 7, b"b" * 32), (2, 7, b"c" * 32)]
+    await drill.db.executemany("insert into derived.tree_blocks values ($1, $2, $3)", rows)
+    async with Source(P, drill.kafka, None) as source:
+        assert await FromRows(drill.db, source, lambda _: None)._block_roots(1) == {0: b"a" * 32, 7: b"b" * 32}
+        assert await FromRows(drill.db, source, lambda _: None, block_bits=2)._block_roots(1) == {}
+
+
 async def block_roots(source: Source, partition: int, size: int) -> dict[int, bytes]:
     from ledger.block_tree import BlockTree
     from ledger.merkle import record_leaf
