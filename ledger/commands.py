@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @click.group("ledger")
 def group() -> None:
-    """Replay, verify and archive the log of facts, show entries and rules, export the books, make statements."""
+    """Replay, verify and archive the log of facts, show entries and rules, export, make statements, prove requests."""
 
 
 commands_archive.register(group)

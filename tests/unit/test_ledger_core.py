@@ -398,6 +398,7 @@ ALLOWED = {
     "functools",
     "hashlib",
     "json",
+    "orjson",
     "typing",
     "ledger",
     "schemas",
