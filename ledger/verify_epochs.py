@@ -168,9 +168,7 @@ class EpochCheck:
             expected = left.pop((row["partition"], row["block"]), None)
             if expected != row["root"]:
                 self.bad.append(f"block {row['block']} of partition {row['partition']}: another root than the log's")
-        self.bad += [
-            f"block {block} of partition {partition}: PostgreSQL has none" for partition, block in self._blocks
-        ]
+        self.bad += [f"block {block} of partition {partition}: PostgreSQL has none" for partition, block in left]
 
 
 def _terms(text: str | None) -> object:

@@ -23,6 +23,7 @@ from epochs_kit import (
     epochs_of,
     funded,
     registered,
+    settings_for,
 )
 from ledger_kit import T0_MS, accepted, adjusted, new_id, usage, wallet_in
 from streams_kit import StreamsProcess
@@ -34,11 +35,16 @@ from ledger.reader import LedgerReader
 from schemas import topics
 from schemas.events import EpochClosed, Event, ModelPrice, parse
 from streams import epoch_rows
-from streams.epoch_schedule import EpochSettings, Schedule
+from streams.epoch_schedule import ADVISORY_LOCK, EpochSettings, Schedule, watch
 from streams.epochs import EpochRefused, NothingToClose, NotRead
 
 TABLES = ("epochs", "entitlements", "tree_blocks", "recipients", "sandbox_funds")
 ROOT = Path(__file__).resolve().parents[2]
+#: The schedule's connection has come, and asked for the lock.
+WAITING = (
+    "select true from pg_stat_activity where application_name = 'shiver-epochs-lock' "
+    "and datname = current_database() and query like '%advisory%'"
+)
 
 
 async def closed_events(kafka: str) -> list[tuple[int, EpochClosed]]:
@@ -390,7 +396,8 @@ async def test_roots_of_blocks_are_kept_for_proofs(
     async with epochs_of(ledger_log, books_url) as epochs:
         await epochs.follow()
     assert await rows_of(books) == before
-    assert (await shrk(ledger_log, books_url, "verify")).exit_code == 0
+    result = await shrk(ledger_log, books_url, "verify")
+    assert result.exit_code == 0, result.output
     for damage, words in (
         ("update derived.tree_blocks set root = sha256('') where partition = 1 and block = 1", "another root"),
         ("delete from derived.tree_blocks where partition = 1 and block = 1", "PostgreSQL has none"),
@@ -398,3 +405,26 @@ async def test_roots_of_blocks_are_kept_for_proofs(
         await books.execute(damage)
         result = await shrk(ledger_log, books_url, "verify")
         assert f"block 1 of partition 1: {words}" in result.output
+
+
+async def test_one_process_at_a_time_follows_the_schedule(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:
+    await append_all(ledger_log, [event.model_copy(update={"at_ms": T0_MS - 10**12}) for event in earnings(1)])
+    await project(ledger_log, books)
+    watching = asyncio.create_task(watch(settings_for(ledger_log, books_url), EpochSettings(24 * HOUR_MS, TERMS)))
+    try:
+        async with books.acquire() as another:
+            # Before the task has run at all, so before it can have the lock.
+            assert await another.fetchval("select pg_try_advisory_lock($1)", ADVISORY_LOCK)
+            async with asyncio.timeout(20):
+                while not await another.fetchval(WAITING):
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(3)
+            assert await closed_events(ledger_log) == []
+            await another.execute("select pg_advisory_unlock($1)", ADVISORY_LOCK)
+        async with asyncio.timeout(30):
+            while not await books.fetchval("select count(*) from derived.epochs"):
+                await asyncio.sleep(0.1)
+    finally:
+        watching.cancel()
+        await asyncio.wait([watching])
+    assert len(await closed_events(ledger_log)) == 1
