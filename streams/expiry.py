@@ -164,6 +164,7 @@ class Expiry:
                 how=How.OWNER_DIED,
                 model=row["model"],
                 prompt_tokens=tally.prompt_tokens or 0,
+                image_tokens=tally.image_tokens,
                 segments=(
                     Segment(
                         node=row["node_id"],
