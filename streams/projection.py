@@ -34,7 +34,7 @@ from schemas.events import (
     parse,
     request_id_of,
 )
-from streams.sql import SQL
+from streams.sql import DERIVED, statements
 
 
 class ProjectionStopped(Exception):
@@ -95,11 +95,17 @@ class Slice:
 
 
 class Projection:
-    """The writer of schema derived. One for a process; `apply` may run for several partitions at once."""
+    """The writer of schema derived. One for a process; `apply` may run for several partitions at once.
 
-    def __init__(self, pool: asyncpg.Pool, partitions: int) -> None:
+    In another `schema`, whose tables are the same, it makes the books anew beside the live ones. It then leaves the
+    admissions alone: a hold goes when the live books have its charge, and not before.
+    """
+
+    def __init__(self, pool: asyncpg.Pool, partitions: int, schema: str = DERIVED) -> None:
         self._pool = pool
         self._partitions = partitions
+        self._schema = schema
+        self._sql = statements(schema)
 
     async def apply(self, partition: int, records: Sequence[Any]) -> int:
         """Apply what is new of `records` (objects with offset, key, value; ascending) and return how many that were.
@@ -108,12 +114,12 @@ class Projection:
         nothing of the slice is applied then.
         """
         async with self._pool.acquire() as db, db.transaction():
-            place = await db.fetchrow(SQL["lock_offset"], topics.LEDGER, partition)
+            place = await db.fetchrow(self._sql["lock_offset"], topics.LEDGER, partition)
             if place is None:
                 raise ProjectionStopped(f"{topics.LEDGER} partition {partition} has no offset: it was never assigned")
             fresh = self._fresh(partition, records, place)
             if fresh:
-                await _write(db, partition, fresh, place)
+                await self._write(db, partition, fresh, place)
         return len(fresh)
 
     def _fresh(self, partition: int, records: Sequence[Any], place: asyncpg.Record) -> Sequence[Any]:
@@ -140,57 +146,60 @@ class Projection:
                 )
         return fresh
 
+    async def _prefetch(self, db: Any, part: Slice, books: Books) -> None:
+        """What the slice's events will ask the books for."""
+        if ids := part.request_ids():
+            for row in await db.fetch(self._sql["requests"], ids, part.partition):
+                books.requests[str(row["request_id"])] = request_of_row(row)
+        if refs := part.credit_refs():
+            for row in await db.fetch(self._sql["credits"], *zip(*refs, strict=True)):
+                credit = Credit(row["asset"], row["amount_nano"], row["offset"])
+                books.credits[row["wallet_id"], row["external_ref"]] = credit
+        if refs := part.adjustment_refs():
+            for row in await db.fetch(self._sql["adjustments"], *zip(*refs, strict=True)):
+                books.adjustments[row["wallet_id"], row["external_ref"]] = adjustment_of_row(row)
+        if accounts := part.asserted_accounts():
+            for row in await db.fetch(self._sql["opening_balances"], accounts, part.partition):
+                books.opening_nano[row["account"], row["asset"]] = row["balance_nano"]
 
-async def _prefetch(db: Any, part: Slice, books: Books) -> None:
-    """What the slice's events will ask the books for."""
-    if ids := part.request_ids():
-        for row in await db.fetch(SQL["requests"], ids, part.partition):
-            books.requests[str(row["request_id"])] = request_of_row(row)
-    if refs := part.credit_refs():
-        for row in await db.fetch(SQL["credits"], *zip(*refs, strict=True)):
-            credit = Credit(row["asset"], row["amount_nano"], row["offset"])
-            books.credits[row["wallet_id"], row["external_ref"]] = credit
-    if refs := part.adjustment_refs():
-        for row in await db.fetch(SQL["adjustments"], *zip(*refs, strict=True)):
-            books.adjustments[row["wallet_id"], row["external_ref"]] = adjustment_of_row(row)
-    if accounts := part.asserted_accounts():
-        for row in await db.fetch(SQL["opening_balances"], accounts, part.partition):
-            books.opening_nano[row["account"], row["asset"]] = row["balance_nano"]
+    async def _write(self, db: Any, partition: int, records: Sequence[Any], place: asyncpg.Record) -> None:
+        part = Slice(partition, records)
+        books = Books(partition, next_offset=place["next"], max_event_ms=place["max_event_ms"])
+        await self._prefetch(db, part, books)
+        known = set(books.requests)
+        part.fold(books)
 
+        await self._copy(db, "entries", part.entries)
+        await self._copy(db, "requests", [_row(i, r, partition) for i, r in part.changed.items() if i not in known])
+        await self._copy(db, "credits", part.credits)
+        await self._copy(db, "adjustments", part.adjustments)
+        await self._copy(db, "rejections", part.rejections)
+        if updates := [_row(i, r, partition) for i, r in part.changed.items() if i in known]:
+            await db.execute(self._sql["update_requests"], *_columns(updates, _UPDATED), partition)
+        if part.released and self._schema == DERIVED:
+            wallets, charges = zip(*part.released.values(), strict=True)
+            await db.execute(self._sql["release"], list(part.released), wallets, charges)
+        accounts = sorted((a, s, partition, row.balance_nano, row.entries) for (a, s), row in books.accounts.items())
+        if accounts:
+            await db.execute(self._sql["add_to_accounts"], *zip(*accounts, strict=True))
+        chain = place["chain"]
+        for record in records:
+            chain = chain_link(chain, partition, record.offset, record.key or b"", record.value or b"")
+        await db.execute(
+            self._sql["move_offset"],
+            topics.LEDGER,
+            partition,
+            books.next_offset,
+            _sha256(partition, records[-1]),
+            chain,
+            books.max_event_ms,
+            books.rejected,
+        )
 
-async def _write(db: Any, partition: int, records: Sequence[Any], place: asyncpg.Record) -> None:
-    part = Slice(partition, records)
-    books = Books(partition, next_offset=place["next"], max_event_ms=place["max_event_ms"])
-    await _prefetch(db, part, books)
-    known = set(books.requests)
-    part.fold(books)
-
-    await _copy(db, "entries", part.entries)
-    await _copy(db, "requests", [_row(i, r, partition) for i, r in part.changed.items() if i not in known])
-    await _copy(db, "credits", part.credits)
-    await _copy(db, "adjustments", part.adjustments)
-    await _copy(db, "rejections", part.rejections)
-    if updates := [_row(i, r, partition) for i, r in part.changed.items() if i in known]:
-        await db.execute(SQL["update_requests"], *_columns(updates, _UPDATED), partition)
-    if part.released:
-        wallets, charges = zip(*part.released.values(), strict=True)
-        await db.execute(SQL["release"], list(part.released), wallets, charges)
-    accounts = sorted((a, s, partition, row.balance_nano, row.entries) for (a, s), row in books.accounts.items())
-    if accounts:
-        await db.execute(SQL["add_to_accounts"], *zip(*accounts, strict=True))
-    chain = place["chain"]
-    for record in records:
-        chain = chain_link(chain, partition, record.offset, record.key or b"", record.value or b"")
-    await db.execute(
-        SQL["move_offset"],
-        topics.LEDGER,
-        partition,
-        books.next_offset,
-        _sha256(partition, records[-1]),
-        chain,
-        books.max_event_ms,
-        books.rejected,
-    )
+    async def _copy(self, db: Any, table: str, rows: list[tuple[Any, ...]]) -> None:
+        if rows:
+            columns = _TABLE_COLUMNS[table]
+            await db.copy_records_to_table(table, schema_name=self._schema, columns=columns, records=rows)
 
 
 _COLUMNS = ("request_id", "partition", *Request._fields)
@@ -232,11 +241,6 @@ def _adjustment_row(event: AdjustmentPosted, kept: Adjustment, partition: int) -
 def _columns(rows: Iterable[tuple[Any, ...]], names: Sequence[str]) -> list[list[Any]]:
     places = [_COLUMNS.index(name) for name in names]
     return [[row[place] for row in rows] for place in places]
-
-
-async def _copy(db: Any, table: str, rows: list[tuple[Any, ...]]) -> None:
-    if rows:
-        await db.copy_records_to_table(table, schema_name="derived", columns=_TABLE_COLUMNS[table], records=rows)
 
 
 def _day(text: str | None) -> date | None:

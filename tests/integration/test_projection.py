@@ -63,11 +63,11 @@ async def balances(db: Any) -> dict[tuple[str, str, int], tuple[int, int]]:
     return {(r["account"], r["asset"], r["partition"]): (r["balance_nano"], r["entries"]) for r in rows}
 
 
-async def everything(db: Any) -> dict[str, list[Any]]:
-    """Every row of schema derived, in order."""
+async def everything(db: Any, schema: str = "derived") -> dict[str, list[Any]]:
+    """Every row of a schema, in order."""
     out = {}
     for table in ("offsets", *TABLES):
-        out[table] = [tuple(r) for r in await db.fetch(f"select t.* from derived.{table} t order by t::text")]
+        out[table] = [tuple(r) for r in await db.fetch(f"select t.* from {schema}.{table} t order by t::text")]
     return out
 
 
@@ -250,6 +250,31 @@ async def test_an_assertion_knows_what_earlier_slices_booked(projection: Project
     await projection.apply(0, records(0, [asserted(W, 100), credited(W, 1, "c")], first=5))
     assert await books.fetchval("select code from derived.rejections") == "assertion_failed"
     assert (await balances(books))[f"wallet:{W}", "SHIVER", 0] == (102, 3)  # and the projection goes on
+
+
+async def test_in_another_schema_it_makes_the_same_books_and_touches_nothing_else(
+    projection: Projection, books: asyncpg.Pool
+) -> None:
+    tables = ("offsets", *TABLES)
+    await books.execute("create schema rebuilt")
+    for table in tables:
+        await books.execute(f"create table rebuilt.{table} (like derived.{table} including all)")
+    await books.execute("insert into rebuilt.offsets select * from derived.offsets")
+    log = by_partition([*load(5, 200), asserted("w1", 1)])
+    rid = await admission(books, W)
+    log[0] += records(0, [failed(rid, W)], len(log[0]))
+    before = await everything(books)
+    beside = Projection(books, P, schema="rebuilt")
+    for partition, rows in log.items():
+        for at in range(0, len(rows), 97):
+            await beside.apply(partition, rows[at : at + 97])
+    assert await everything(books) == before
+    assert await books.fetchval("select count(*) from state.admissions") == 1  # the live books have no end of it yet
+    for partition, rows in log.items():
+        await projection.apply(partition, rows)
+    assert await everything(books, "rebuilt") == await everything(books)
+    with pytest.raises(ValueError, match="cannot be the name of a schema"):
+        Projection(books, P, schema="x; drop schema derived")
 
 
 async def admission(db: Any, wallet: str) -> str:
