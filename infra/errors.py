@@ -12,7 +12,8 @@
     ├── Unreachable           Kafka or PostgreSQL does not answer
     ├── MigrationFailed       the database is not in a state that the migrations can bring forward
     ├── TopicMismatch         a topic exists in another shape than declared
-    └── AccountRefused        a wallet or key command that cannot be carried out
+    ├── AccountRefused        a wallet or key command that cannot be carried out
+    └── RebuildFailed         schema derived could not be made anew; the live one is as it was
 
 Everything else is a bug and keeps its traceback.
 """
@@ -70,3 +71,7 @@ class TopicMismatch(ShrkError):
 
 class AccountRefused(ShrkError):
     """A wallet or key command that cannot be carried out."""
+
+
+class RebuildFailed(ShrkError):
+    """Schema derived could not be made anew; the live one is as it was."""

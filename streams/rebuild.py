@@ -10,8 +10,8 @@
 Where rows differ nothing is swapped, unless that is asked for: then it mends a damaged derived. A kill at any instant
 leaves the live books as they were, or swapped as a whole; the next run begins anew.
 
-Whoever waits for one of our locks asks for the tables by name again when it gets it, and so finds the new ones: that is
-PostgreSQL's rule for names and for prepared plans alike. Locks are taken in the order of everybody else (offsets, state,
+Whoever waits for one of our locks looks the tables up by name again when it gets it, and so finds the new ones: that
+is PostgreSQL's rule for names and for prepared plans alike. Locks are taken in everybody's order (offsets, state,
 derived), and given up before PostgreSQL's deadlock_timeout, so that where two wait for each other it is we who let go.
 """
 
@@ -48,7 +48,7 @@ LOCK_MS = 500
 SWAP_MS = 3_000
 ATTEMPTS_MAX = 40
 PAUSE_S = 1.0
-CONNECT_S = 10.0
+CONNECT_S = 10
 
 #: Tables of derived that are not made of records one by one, but by another component of the streams from what the
 #: records made. They go over to the new books as they are, row by row the same; where the books differed they begin
@@ -62,6 +62,7 @@ _LOST = (
     asyncpg.QueryCanceledError,
     asyncpg.PostgresConnectionError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
     asyncpg.InterfaceError,
     ConnectionError,
 )
