@@ -12,10 +12,11 @@ from ledger.apply import step
 from ledger.books import Books
 from ledger.decide import Decision
 from ledger.digest import chain_link, digest, record_sha256
+from ledger.errata import NO_ERRATA, Errata
 from ledger.invariants import broken_by, broken_in
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record
-from schemas.events import Event, UnreadableEvent, parse
+from schemas.events import Event, UnreadableEvent
 from schemas.settings import Settings
 from schemas.topics import LEDGER
 
@@ -33,7 +34,15 @@ AfterStep = Callable[[Books, Event, Decision], list[str]]
 class Replay:
     """The books of all partitions while the log is read. `broken` says what an invariant found, with its place."""
 
-    def __init__(self, partitions: int, *, remember: bool = False, after_step: AfterStep | None = None) -> None:
+    def __init__(
+        self,
+        partitions: int,
+        *,
+        remember: bool = False,
+        after_step: AfterStep | None = None,
+        errata: Errata = NO_ERRATA,
+    ) -> None:
+        self.errata = errata
         self.books = [Books(partition) for partition in range(partitions)]
         self.chains = [b""] * partitions
         self.last_sha256 = [b""] * partitions
@@ -60,11 +69,9 @@ class Replay:
     def _step(self, record: Record) -> tuple[Event, Decision]:
         partition, offset, key, value = record
         try:
-            event = parse(value)
+            event = self.errata.event_of(*record)
         except UnreadableEvent as error:
             raise LedgerCorrupt(f"{_place(record)}: {error}") from None
-        if event.key.encode() != key:
-            raise LedgerCorrupt(f"{_place(record)}: its key is not its event's")
         books = self.books[partition]
         decision = step(books, event, offset)
         wrong = broken_by(decision)
@@ -112,7 +119,9 @@ async def read_into(
     ArchiveUnavailable, or LedgerCorrupt where the log does not begin at 0 or in the archive, ends before `ends` or the
     archive, is another one than was archived, or cannot be read.
     """
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-replay") as reader:
+    async with LedgerReader(
+        settings.kafka, settings.ledger_partitions, client_id="shiver-replay", errata=replay.errata
+    ) as reader:
         begins, found = await reader.beginnings(), await reader.ends()
         wanted = found if ends is None else ends
         held = {} if archive is None else archive.ends()

@@ -20,6 +20,7 @@ import asyncpg
 from ledger.apply import step
 from ledger.books import Adjustment, Books, Credit, Request, wallet_account
 from ledger.digest import chain_link, record_sha256
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import cached_partition_of
 from ledger.outcomes import Outcome
 from ledger.rows import adjustment_of_row, request_of_row
@@ -31,7 +32,6 @@ from schemas.events import (
     RequestEvent,
     UnreadableEvent,
     WalletCredited,
-    parse,
     request_id_of,
 )
 from streams.sql import DERIVED, statements
@@ -44,10 +44,10 @@ class ProjectionStopped(Exception):
 class Slice:
     """A slice's records, parsed and in order, and what the fold makes of them."""
 
-    def __init__(self, partition: int, records: Sequence[Any]) -> None:
+    def __init__(self, partition: int, records: Sequence[Any], errata: Errata = NO_ERRATA) -> None:
         self.partition = partition
         self.records = records
-        self.events = [_parse(partition, record) for record in records]
+        self.events = [_parse(partition, record, errata) for record in records]
         self.entries: list[tuple[Any, ...]] = []
         self.rejections: list[tuple[Any, ...]] = []
         self.released: dict[str, tuple[str, int]] = {}  # the wallet, and what the admission's payer was charged
@@ -101,7 +101,8 @@ class Projection:
     admissions alone: a hold goes when the live books have its charge, and not before.
     """
 
-    def __init__(self, pool: asyncpg.Pool, partitions: int, schema: str = DERIVED) -> None:
+    def __init__(self, pool: asyncpg.Pool, partitions: int, schema: str = DERIVED, errata: Errata = NO_ERRATA) -> None:
+        self._errata = errata
         self._pool = pool
         self._partitions = partitions
         self._schema = schema
@@ -140,9 +141,12 @@ class Projection:
                 raise ProjectionStopped(
                     f"{topics.LEDGER} partition {partition}: a gap, expected offset {expected}, got {record.offset}"
                 )
-            if cached_partition_of(record.key or b"", self._partitions) != partition:
+            if cached_partition_of(record.key or b"", self._partitions) != partition and not self._errata.covers(
+                partition, record.offset, record.key or b"", record.value or b""
+            ):
                 raise ProjectionStopped(
                     f"{topics.LEDGER} partition {partition} offset {record.offset}: its key belongs elsewhere"
+                    + self._errata.why_not(partition, record.offset)
                 )
         return fresh
 
@@ -163,7 +167,7 @@ class Projection:
                 books.opening_nano[row["account"], row["asset"]] = row["balance_nano"]
 
     async def _write(self, db: Any, partition: int, records: Sequence[Any], place: asyncpg.Record) -> None:
-        part = Slice(partition, records)
+        part = Slice(partition, records, self._errata)
         books = Books(partition, next_offset=place["next"], max_event_ms=place["max_event_ms"])
         await self._prefetch(db, part, books)
         known = set(books.requests)
@@ -251,13 +255,8 @@ def _sha256(partition: int, record: Any) -> bytes:
     return record_sha256(partition, record.offset, record.key or b"", record.value or b"")
 
 
-def _parse(partition: int, record: Any) -> Event:
+def _parse(partition: int, record: Any, errata: Errata) -> Event:
     try:
-        event = parse(record.value or b"")
+        return errata.event_of(partition, record.offset, record.key or b"", record.value or b"")
     except UnreadableEvent as error:
         raise ProjectionStopped(f"{topics.LEDGER} partition {partition} offset {record.offset}: {error}") from None
-    if event.key.encode() != record.key:
-        raise ProjectionStopped(
-            f"{topics.LEDGER} partition {partition} offset {record.offset}: its key is not its wallet"
-        )
-    return event
