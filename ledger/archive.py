@@ -24,7 +24,7 @@ from ledger.digest import chain_link
 from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt, LedgerError
 from ledger.manifest import ArchivedFile, Manifest, file_name, load
-from ledger.parquet import decode, encode
+from ledger.parquet import ArchivedColumns, ColumnsDiffer, decode, encode
 from ledger.reader import LedgerReader, Record, check_place
 from schemas.errata import ErrataError, Erratum, dump_file, load_file
 from schemas.settings import Settings
@@ -53,15 +53,17 @@ class Written(NamedTuple):
 
 
 class Archive:
-    """An archive that is there: its manifest is whole, and every file has its size. Hashes are checked on reading."""
+    """An archive that is there: its manifest is whole, and every file has its size. Hashes are checked on reading.
+
+    With `check_columns`, `read` also checks that the columns of a file are what its records say.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.check_columns = False
         self.errata: Errata = NO_ERRATA
-        self.carried: tuple[
-            Erratum, ...
-        ] = ()  # those beside the manifest, whether they count or not
+        self.carried: tuple[Erratum, ...] = ()  # those beside the manifest, whether they count or not
 
     @classmethod
     def open(cls, folder: Path, partitions: int | None = None) -> Archive:
@@ -110,8 +112,16 @@ class Archive:
 
     def last_record(self, file: ArchivedFile) -> Record:
         """The one that ends `file`. Raises as `read` does."""
-        *_, records = self._records(file)
-        return records[-1]
+        with self.altered(file):
+            return self.columns(file).records([file.next - file.first - 1])[0]
+
+    def columns(self, file: ArchivedFile) -> ArchivedColumns:
+        """The columns of a file, its SHA-256 checked. Raises as `read` does."""
+        with self.altered(file):
+            found = ArchivedColumns(self._data(file))
+            if found.count != file.next - file.first:
+                raise ValueError(f"it has {found.count} records")
+            return found
 
     def check_chain(self, file: ArchivedFile, head: bytes) -> None:
         """`head` is the chain behind the last record of `file`, made from the records. Raises ArchiveCorrupt."""
@@ -122,16 +132,9 @@ class Archive:
             )
 
     def _records(self, file: ArchivedFile) -> Iterator[list[Record]]:
-        with _unavailable(self.folder, "read"):
-            try:
-                data = (self.folder / file.file).read_bytes()
-            except FileNotFoundError:
-                raise ArchiveCorrupt(f"{_where(self.folder, file)} is missing") from None
-        if hashlib.sha256(data).hexdigest() != file.sha256:
-            raise ArchiveCorrupt(f"{_where(self.folder, file)} was altered: its SHA-256 is not the manifest's")
-        expected = file.first
-        try:
-            for records in decode(data):
+        data, expected = self._data(file), file.first
+        with self.altered(file):
+            for records in decode(data, check_columns=self.check_columns):
                 for record in records:
                     if (record.partition, record.offset) != (file.partition, expected):
                         raise ValueError(f"it has {record.partition}/{record.offset} where {expected} follows")
@@ -140,7 +143,26 @@ class Archive:
                 yield records
             if expected != file.next:
                 raise ValueError(f"it ends at {expected}")
+
+    def _data(self, file: ArchivedFile) -> bytes:
+        with _unavailable(self.folder, "read"):
+            try:
+                data = (self.folder / file.file).read_bytes()
+            except FileNotFoundError:
+                raise ArchiveCorrupt(f"{_where(self.folder, file)} is missing") from None
+        if hashlib.sha256(data).hexdigest() != file.sha256:
+            raise ArchiveCorrupt(f"{_where(self.folder, file)} was altered: its SHA-256 is not the manifest's")
+        return data
+
+    @contextlib.contextmanager
+    def altered(self, file: ArchivedFile) -> Generator[None, None, None]:
+        try:
+            yield
+        except ColumnsDiffer as error:
+            raise ArchiveCorrupt(f"{_where(self.folder, file)}: {error}") from None
         except (ValueError, LedgerCorrupt) as error:
+            if isinstance(error, ArchiveCorrupt):
+                raise
             raise ArchiveCorrupt(f"{_where(self.folder, file)} was altered: {error}") from None
 
 

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ledger import commands_archive, commands_exports
+from ledger import commands_archive, commands_errata, commands_exports
+from ledger.commands_errata import errata_of, errata_option
 from ledger.commands_rules import rules
 from ledger.compare import Comparison, connected
 from ledger.console import bar, run_shell, settings_of
+from ledger.errata import Errata
 from ledger.invariants import overdrawn
 from ledger.money import format_amount
 from ledger.outcomes import MEANINGS, Outcome
@@ -27,26 +29,32 @@ _REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f
 
 @click.group("ledger")
 def group() -> None:
-    """Replay, verify and archive the log of facts, show entries and rules, export the books, make statements."""
+    """Replay, verify and archive the log of facts, show entries and rules, export the books, sign errata."""
 
 
 commands_archive.register(group)
 commands_exports.register(group)
+commands_errata.register(group)
 group.add_command(rules)
 
 
 @group.command()
 @click.option("--compare", is_flag=True, help="Compare with PostgreSQL row by row; exit 1 where a row differs.")
 @commands_archive.archive_option
+@errata_option
+@click.option("--plain", is_flag=True, help="Parse and step every record; slow, and comes to the same.")
 @click.pass_context
-def replay(ctx: click.Context, compare: bool, folder: Path | None) -> None:
+def replay(ctx: click.Context, compare: bool, folder: Path | None, errata_file: Path | None, plain: bool) -> None:
     """Fold ledger.events from its first record to its end of now, and print the books and their digest.
 
-    Exits 1 where an invariant does not hold, or the log cannot be read to its end.
+    An archive is folded over its columns, which checks the hash of each file and the books; each record's key, its hash
+    chain, and that the columns are what its bytes say are checked by `verify`. With --plain or --compare every record
+    is parsed. Exits 1 where an invariant does not hold, or the log cannot be read to its end.
     """
     settings = settings_of(ctx)
     archive = commands_archive.opened(folder, settings.ledger_partitions)
-    sound = run_shell(_compare(settings, archive) if compare else _replay(settings, archive))
+    errata = errata_of(settings, errata_file, archive)
+    sound = run_shell(_compare(settings, archive, errata) if compare else _replay(settings, archive, errata, plain))
     if not sound:
         ctx.exit(1)
 
@@ -65,15 +73,15 @@ def entries(ctx: click.Context, request_id: str) -> None:
     run_shell(_entries(settings_of(ctx), match[1]))
 
 
-async def _replay(settings: Settings, archive: Archive | None) -> bool:
-    books = Replay(settings.ledger_partitions)
+async def _replay(settings: Settings, archive: Archive | None, errata: Errata, plain: bool) -> bool:
+    books = Replay(settings.ledger_partitions, errata=errata)
     with bar("Replaying") as (started, more):
-        await read_into(books, settings, None, started, more, archive=archive)
+        await read_into(books, settings, None, started, more, archive=archive, plain=plain)
     return _report(books)
 
 
-async def _compare(settings: Settings, archive: Archive | None) -> bool:
-    books = Replay(settings.ledger_partitions, remember=True)
+async def _compare(settings: Settings, archive: Archive | None, errata: Errata) -> bool:
+    books = Replay(settings.ledger_partitions, remember=True, errata=errata)
     async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
         with bar("Replaying") as (started, more):

@@ -7,26 +7,50 @@ import os
 import stat
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ledger.compare import connected
 from ledger.console import run_shell, settings_of
 from ledger.digest import record_sha256
-from ledger.errata import fault, why_unreadable
-from ledger.errata_store import read_file, store, stored
+from ledger.errata import Errata, fault, why_unreadable
+from ledger.errata_store import ErrataUnavailable, errata_for, read_file, store, stored
 from ledger.reader import LedgerReader, Record
-from schemas.errata import ErrataError, Erratum, dump_file, new_key, public_key_of, sign
+from schemas.errata import ErrataError, Erratum, dump_file, new_key, public_key_of, sign, trusted_keys
 from schemas.settings import Settings
 from schemas.topics import LEDGER
 
+if TYPE_CHECKING:
+    from ledger.archive import Archive
+
 _FILE = click.Path(dir_okay=False, path_type=Path)
+errata_option = click.option(
+    "--errata",
+    "errata_file",
+    type=_FILE,
+    default=None,
+    help="Errata for records that cannot be read, of keys in SHRK_ERRATA_KEYS. Default: those in PostgreSQL.",
+)
 
 
 def register(ledger: click.Group) -> None:
     """Adds the commands of this file."""
     ledger.add_command(group)
+
+
+def errata_of(settings: Settings, file: Path | None, archive: Archive | None = None) -> Errata:
+    """What counts for a command. Raises ClickException."""
+    return run_shell(errata_for(settings, file, archive))
+
+
+def errata_of_archive(archive: Archive, file: Path | None) -> Errata:
+    """The same for an archive alone, without settings: its own errata, and those of `file`. Raises ClickException."""
+    try:
+        trusted = trusted_keys(os.environ.get("SHRK_ERRATA_KEYS", ""))
+        return Errata([*archive.carried, *(() if file is None else read_file(file))], trusted)
+    except (ErrataError, ErrataUnavailable) as error:
+        raise click.ClickException(str(error)) from error
 
 
 @click.group("erratum")

@@ -16,8 +16,10 @@ from typing import Any
 import click
 
 from ledger.books import provider_account, wallet_account
+from ledger.commands_errata import errata_of, errata_option
 from ledger.console import bar, settings_of
 from ledger.decide import Decision
+from ledger.errata import Errata
 from ledger.exports.beancount import Beancount
 from ledger.exports.csvs import Csv
 from ledger.exports.dates import parse_day
@@ -61,8 +63,11 @@ def register(group: click.Group) -> None:
     help="Read each partition up to, not with, this offset. Default: its end.",
 )
 @click.option("--until-date", metavar="YYYY-MM-DD", help="Only what happened on this UTC day or before.")
+@errata_option
 @click.pass_context
-def export_command(ctx: click.Context, form: str, out: str, until: str | None, until_date: str | None) -> None:
+def export_command(
+    ctx: click.Context, form: str, out: str, until: str | None, until_date: str | None, errata_file: Path | None
+) -> None:
     """Write every transaction of the books as a journal that hledger or beancount checks, or as CSV.
 
     The same cut gives the same bytes. Balances are asserted at the end of each day and of the export.
@@ -72,8 +77,9 @@ def export_command(ctx: click.Context, form: str, out: str, until: str | None, u
     settings = settings_of(ctx)
     ends = None if until is None else _parse_cut(ctx, until, settings.ledger_partitions)
     day = None if until_date is None else _parsed(ctx, "--until-date", parse_day, until_date)
+    errata = errata_of(settings, errata_file)
     with _one_line_errors(), Spool() as spool:
-        head = asyncio.run(_collect(settings, ends, day, spool))
+        head = asyncio.run(_collect(settings, ends, day, spool, errata))
         written = _write(out, export(FORMS[form](), head, spool.ordered()))
     click.echo(
         f"{head.tally.transactions:,} transactions of {len(head.tally.first_day_of):,} accounts, {written:,} bytes; "
@@ -87,8 +93,16 @@ def export_command(ctx: click.Context, form: str, out: str, until: str | None, u
 @click.option("--provider", metavar="ID", help="The provider whose month it is.")
 @click.option("--month", required=True, metavar="YYYY-MM", help="A UTC month.")
 @click.option("--format", "form", type=click.Choice(list(RENDERERS)), default="text", show_default=True)
+@errata_option
 @click.pass_context
-def statement_command(ctx: click.Context, wallet: str | None, provider: str | None, month: str, form: str) -> None:
+def statement_command(
+    ctx: click.Context,
+    wallet: str | None,
+    provider: str | None,
+    month: str,
+    form: str,
+    errata_file: Path | None,
+) -> None:
     """Print a month of a wallet or a provider: opening balance, every entry, closing balance, value in USD.
 
     HTML is one file without anything from elsewhere: print it for a PDF.
@@ -101,12 +115,15 @@ def statement_command(ctx: click.Context, wallet: str | None, provider: str | No
     account = provider_account(subject) if wallet is None else wallet_account(subject)
     builder = _parsed(ctx, "--month", lambda text: StatementBuilder(account, text), month)
     settings = settings_of(ctx)
+    errata = errata_of(settings, errata_file)
     with _one_line_errors():
-        statement = asyncio.run(_build(settings, builder, wallet))
+        statement = asyncio.run(_build(settings, builder, wallet, errata))
         _write("-", [RENDERERS[form](statement)])
 
 
-async def _collect(settings: Settings, ends: dict[int, int] | None, until_day: int | None, spool: Spool) -> Head:
+async def _collect(
+    settings: Settings, ends: dict[int, int] | None, until_day: int | None, spool: Spool, errata: Errata
+) -> Head:
     """Replays the log up to `ends` and puts what is to be exported into `spool`."""
     tally = Tally()
 
@@ -122,7 +139,7 @@ async def _collect(settings: Settings, ends: dict[int, int] | None, until_day: i
         for partition, end in ends.items():
             if end > found.get(partition, 0):
                 raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
-    replay = Replay(settings.ledger_partitions)
+    replay = Replay(settings.ledger_partitions, errata=errata)
     await _read(replay, settings, ends, listen)
     digest = _finished(replay)
     if until_day is not None:
@@ -132,7 +149,7 @@ async def _collect(settings: Settings, ends: dict[int, int] | None, until_day: i
     return Head({books.partition: books.next_offset for books in replay.books}, digest, None, tally)
 
 
-async def _build(settings: Settings, builder: StatementBuilder, wallet: str | None) -> Statement:
+async def _build(settings: Settings, builder: StatementBuilder, wallet: str | None, errata: Errata) -> Statement:
     """Replays what can concern the account: a wallet's events all stand in one partition, a provider's in any."""
 
     async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
@@ -143,7 +160,7 @@ async def _build(settings: Settings, builder: StatementBuilder, wallet: str | No
     if wallet is not None:
         partition = cached_partition_of(wallet.encode(), settings.ledger_partitions)
         ends = {partition: ends.get(partition, 0)}
-    replay = Replay(settings.ledger_partitions)
+    replay = Replay(settings.ledger_partitions, errata=errata)
     await _read(replay, settings, ends, listen)
     _finished(replay)
     return builder.finish(ends, _balances(replay))

@@ -21,7 +21,7 @@ class ErrataUnavailable(LedgerError):
 
 
 async def errata_for(settings: Settings, file: Path | None, archive: Archive | None = None) -> Errata:
-    """The errata of `file`, of `archive`, and without a file those of PostgreSQL, which is asked only if keys are trusted.
+    """The errata of `archive`, and of `file` or else of PostgreSQL, which is asked only where keys are trusted.
 
     Raises ErrataUnavailable and what DATABASE_ERRORS names.
     """

@@ -19,6 +19,7 @@ from ledger.log import (
     kafka,
     why,
 )
+from schemas.events import Event, UnreadableEvent, parse
 from schemas.topics import LEDGER
 
 _FETCH_TIMEOUT_MS = 200
@@ -33,6 +34,31 @@ class Record(NamedTuple):
     offset: int
     key: bytes
     value: bytes
+
+
+def event_of(record: Record, errata: Errata = NO_ERRATA) -> Event:
+    """The event in a record, `Unreadable` where it is none and an erratum says so.
+
+    Raises LedgerCorrupt, naming the place, where it is none, or has another key.
+    """
+    try:
+        return errata.event_of(*record)
+    except UnreadableEvent as error:
+        raise LedgerCorrupt(f"{place_of(record)}: {error}") from None
+
+
+def event_or_none(record: Record) -> Event | None:
+    """The event in a record; None where `event_of` refuses it."""
+    try:
+        event = parse(record.value)
+    except UnreadableEvent:
+        return None
+    return event if event.key.encode() == record.key else None
+
+
+def place_of(record: Record) -> str:
+    """Where a record stands, in words."""
+    return f"{LEDGER} partition {record.partition} offset {record.offset}"
 
 
 class LedgerReader:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ledger.apply import step
 from ledger.books import Books
@@ -15,8 +16,8 @@ from ledger.digest import chain_link, digest, record_sha256
 from ledger.errata import NO_ERRATA, Errata
 from ledger.invariants import broken_by, broken_in
 from ledger.log import LedgerCorrupt
-from ledger.reader import LedgerReader, Record
-from schemas.events import Event, UnreadableEvent
+from ledger.reader import LedgerReader, Record, event_of, place_of
+from schemas.events import Event
 from schemas.settings import Settings
 from schemas.topics import LEDGER
 
@@ -29,6 +30,18 @@ _FORGET_EVERY = 100_000
 Listener = Callable[[list[tuple[Record, Event, Decision]]], Awaitable[None]]
 #: Looks at the books right after a step, and says what is wrong.
 AfterStep = Callable[[Books, Event, Decision], list[str]]
+
+
+class Folded(NamedTuple):
+    """What `Replay.took` is told. `unpack` puts ended ids into the books, for whoever goes on with single steps."""
+
+    partition: int
+    chain: bytes
+    last_sha256: bytes
+    outcomes: Counter[str]
+    events: int
+    broken: list[str]
+    unpack: Callable[[], None]
 
 
 class Replay:
@@ -52,9 +65,12 @@ class Replay:
         self._remember = remember
         self._after_step = after_step
         self._since_forgetting = 0
+        self._packed: dict[int, Callable[[], None]] = {}
 
     def feed(self, records: list[Record]) -> list[tuple[Record, Event, Decision]]:
         """Fold records of one partition. Raises LedgerCorrupt at an event that cannot be read."""
+        if records and self._packed:
+            self._packed.pop(records[0].partition, _nothing)()
         out = [(record, *self._step(record)) for record in records]
         if records:
             last = records[-1]
@@ -68,21 +84,32 @@ class Replay:
 
     def _step(self, record: Record) -> tuple[Event, Decision]:
         partition, offset, key, value = record
-        try:
-            event = self.errata.event_of(*record)
-        except UnreadableEvent as error:
-            raise LedgerCorrupt(f"{_place(record)}: {error}") from None
+        event = event_of(record, self.errata)
         books = self.books[partition]
         decision = step(books, event, offset)
         wrong = broken_by(decision)
         if self._after_step is not None:
             wrong += self._after_step(books, event, decision)
         if wrong:
-            self.broken += [f"{_place(record)}: {what}" for what in wrong]
+            self.broken += [f"{place_of(record)}: {what}" for what in wrong]
         self.outcomes[decision.outcome.value] += 1
         self.events += 1
         self.chains[partition] = chain_link(self.chains[partition], partition, offset, key, value)
         return event, decision
+
+    def is_bare(self) -> bool:
+        """Whether it has read nothing, and nobody needs single steps or every ended request."""
+        return not (self.events or self._remember or self._after_step)
+
+    def took(self, fold: Folded) -> None:
+        """What the fold over columns made of the books of a partition, which it was given."""
+        partition = fold.partition
+        self.chains[partition] = fold.chain
+        self.last_sha256[partition] = fold.last_sha256
+        self.outcomes.update(fold.outcomes)
+        self.events += fold.events
+        self.broken += fold.broken
+        self._packed[partition] = fold.unpack
 
     def places(self) -> dict[int, int]:
         """The next offset of each partition."""
@@ -112,9 +139,12 @@ async def read_into(
     on_batch: Callable[[int], None],
     listener: Listener | None = None,
     archive: Archive | None = None,
+    *,
+    plain: bool = False,
 ) -> None:
     """Read the log from where `replay` is to `ends` (None: its end now): what `archive` has from there, then Kafka's.
 
+    Where nobody listens, a whole archive is folded over its columns (ledger/bulk.py), unless `plain` says otherwise.
     `on_start` is told how many records there will be, `on_batch` how many more were read. Raises LedgerUnavailable,
     ArchiveUnavailable, or LedgerCorrupt where the log does not begin at 0 or in the archive, ends before `ends` or the
     archive, is another one than was archived, or cannot be read.
@@ -128,7 +158,14 @@ async def read_into(
         _check_bounds(begins, found, wanted, {p: max(n, held.get(p, 0)) for p, n in replay.places().items()}, held)
         on_start(sum(max(0, end - replay.places().get(partition, 0)) for partition, end in wanted.items()))
         if archive is not None:
-            await read_archive(replay, archive, wanted, on_batch, listener)
+            archive.errata = replay.errata
+            whole = all(wanted.get(partition, 0) >= end for partition, end in held.items())
+            if whole and listener is None and not plain and replay.is_bare():
+                from ledger.bulk import fold_archive
+
+                await asyncio.to_thread(fold_archive, replay, archive, on_batch)
+            else:
+                await read_archive(replay, archive, wanted, on_batch, listener)
             await _check_seam(replay, reader, begins)
         with _young_garbage_only() as tidy:
             async for records in reader.read(replay.places(), wanted):
@@ -150,6 +187,7 @@ async def read_archive(
 
     Raises ArchiveUnavailable, and LedgerCorrupt as `read_into` does.
     """
+    archive.errata = replay.errata
     with _young_garbage_only() as tidy:
         for file, records in archive.read(replay.places(), ends):
             told = replay.feed(records)
@@ -212,5 +250,5 @@ async def _check_seam(replay: Replay, reader: LedgerReader, begins: Mapping[int,
                 )
 
 
-def _place(record: Record) -> str:
-    return f"{LEDGER} partition {record.partition} offset {record.offset}"
+def _nothing() -> None:
+    """There is nothing to unpack."""

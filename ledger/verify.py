@@ -1,6 +1,7 @@
 """Walks the log, or its archive and the log's tail, and names the first record or row that is not as it must be.
 
-the records     readable, in their partition, without a gap (reader.py); the archive's files (archive.py)
+the records     readable, in their partition, without a gap (reader.py); the archive's files, and that their columns are
+                what the records say (archive.py)
 the books       every invariant at every prefix, or behind every batch
 the hash chain  at the end of each archived file, and against derived.offsets
 PostgreSQL      entries, rejections, accounts, requests, credits, offsets, row by row, in one snapshot (compare.py)
@@ -17,6 +18,7 @@ from ledger.archive import Archive
 from ledger.books import Books
 from ledger.compare import Comparison, Difference, connected
 from ledger.decide import Decision
+from ledger.errata import NO_ERRATA, Errata
 from ledger.invariants import Running
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record
@@ -42,10 +44,11 @@ class Report(NamedTuple):
 class _Walk:
     """One walk through the log, and what it found so far."""
 
-    def __init__(self, partitions: int, every_batch: bool) -> None:
+    def __init__(self, partitions: int, every_batch: bool, errata: Errata) -> None:
         self._running = [Running() for _ in range(partitions)]
         self._every_batch = every_batch
-        self.replay = Replay(partitions, remember=True, after_step=None if every_batch else self._after_step)
+        after_step = None if every_batch else self._after_step
+        self.replay = Replay(partitions, remember=True, after_step=after_step, errata=errata)
         self.bad: list[str] = []
         self._stopped = False
 
@@ -92,9 +95,19 @@ class _Walk:
         return Report(self.bad, self.replay.events, rows, places, digest)
 
 
-async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, every_batch: bool, both: bool) -> Report:
+async def verify_log(
+    settings: Settings,
+    archive: Archive | None,
+    bar: Bar,
+    *,
+    every_batch: bool,
+    both: bool,
+    errata: Errata = NO_ERRATA,
+) -> Report:
     """Verify everything that there is. Raises LedgerUnavailable, ArchiveUnavailable and what DATABASE_ERRORS names."""
-    walk = _Walk(settings.ledger_partitions, every_batch)
+    walk = _Walk(settings.ledger_partitions, every_batch, errata)
+    if archive is not None:
+        archive.check_columns = True
     async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
         read_to = {p: end for p, end in (await comparison.ends()).items() if p < settings.ledger_partitions}
@@ -126,13 +139,14 @@ async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, e
     if archive is not None and both:
         with bar("Comparing the archive with the log") as (started, more):
             # First, because it knows the record where the others know a range.
-            walk.bad[:0] = await _other_copies(settings, archive, started, more)
+            walk.bad[:0] = await _other_copies(settings, archive, started, more, errata)
     return walk.report(comparison.rows)
 
 
-async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool) -> Report:
+async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool, errata: Errata = NO_ERRATA) -> Report:
     """Verify an archive alone: no Kafka, no PostgreSQL. Raises ArchiveUnavailable."""
-    walk = _Walk(archive.manifest.partitions, every_batch)
+    walk = _Walk(archive.manifest.partitions, every_batch, errata)
+    archive.check_columns = True
     with bar("Verifying the archive") as (started, more):
         ends = archive.ends()
         started(sum(ends.values()))
@@ -162,11 +176,17 @@ async def _chains(db: Any, replay: Replay) -> list[str]:
 
 
 async def _other_copies(
-    settings: Settings, archive: Archive, on_start: Callable[[int], None], on_batch: Callable[[int], None]
+    settings: Settings,
+    archive: Archive,
+    on_start: Callable[[int], None],
+    on_batch: Callable[[int], None],
+    errata: Errata,
 ) -> list[str]:
     """The first record of each partition that stands otherwise in the archive than in the log."""
     bad = list[str]()
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-verify") as reader:
+    async with LedgerReader(
+        settings.kafka, settings.ledger_partitions, client_id="shiver-verify", errata=errata
+    ) as reader:
         begins, ends = await reader.beginnings(), await reader.ends()
         spans = {p: (begins[p], min(end, ends[p])) for p, end in archive.ends().items()}
         on_start(sum(max(0, end - begin) for begin, end in spans.values()))

@@ -95,8 +95,8 @@ def is_signed(erratum: Erratum) -> bool:
 
 def dump_file(errata: Iterable[Erratum]) -> bytes:
     """A file of errata: a JSON list in the order of the log, the same bytes for the same errata."""
-    ordered = sorted(set(errata), key=lambda e: (e.partition, e.offset, e.record_sha256, e.public_key, e.signature))
-    return _FILE.dump_json(tuple(ordered), indent=1) + b"\n"
+    by_place = {(e.partition, e.offset, e.record_sha256, e.public_key, e.signature): e for e in errata}
+    return _FILE.dump_json(tuple(by_place[place] for place in sorted(by_place)), indent=1) + b"\n"
 
 
 def load_file(data: bytes) -> tuple[Erratum, ...]:

@@ -21,6 +21,8 @@ from typing import Any
 import asyncpg
 import faust
 
+from ledger.errata import Errata
+from ledger.errata_store import stored
 from schemas import topics
 from schemas.settings import Settings
 from streams import expiry, readiness
@@ -131,12 +133,19 @@ class Streams:
         projection: Projection | None = None
         async for event in stream.noack().events():
             try:
-                projection = projection or Projection(await self.pool(), self._settings.ledger_partitions)
+                projection = projection or await self._projection()
                 await self._apply(projection, event.message.partition, event.value)
                 event.ack()
             except BaseException as error:
                 await self.die(error)
                 raise
+
+    async def _projection(self) -> Projection:
+        """With the errata of now: a process that a record has stopped finds those that were added since."""
+        pool, trusted = await self.pool(), self._settings.errata_keys
+        async with pool.acquire() as db:
+            errata = Errata(await stored(db) if trusted else (), trusted)
+        return Projection(pool, self._settings.ledger_partitions, errata=errata)
 
     async def _apply(self, projection: Projection, partition: int, records: tuple[Any, ...]) -> None:
         at = 0

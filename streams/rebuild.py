@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from ledger.archive import Archive
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record
 from schemas import topics
@@ -53,7 +54,7 @@ CONNECT_S = 10
 #: Tables of derived that are not made of records one by one, but by another component of the streams from what the
 #: records made. They go over to the new books as they are, row by row the same; where the books differed they begin
 #: empty, and their component makes them again.
-COMPUTED = frozenset[str]()
+COMPUTED = frozenset(("epochs", "entitlements", "recipients", "sandbox_funds", "tree_blocks"))  # streams/epochs.py
 
 #: What a lost race for the locks looks like, and a transaction that took too long.
 _LOST = (
@@ -111,13 +112,17 @@ async def discard(database_url: str) -> list[str]:
         return [row["nspname"] for row in left]
 
 
-async def rebuild(settings: Settings, archive: Archive | None, options: Options, progress: Progress) -> Result:
+async def rebuild(
+    settings: Settings, archive: Archive | None, options: Options, progress: Progress, errata: Errata = NO_ERRATA
+) -> Result:
     """One run. Raises RebuildFailed, LogChanged, ProjectionStopped, LedgerError, KafkaException and asyncpg errors."""
     async with _locked(settings.database_url) as db:
         progress.say("making derived_next")
         await _prepare(db, settings)
         async with (
-            LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-rebuild") as reader,
+            LedgerReader(
+                settings.kafka, settings.ledger_partitions, client_id="shiver-rebuild", errata=errata
+            ) as reader,
             asyncpg.create_pool(
                 settings.database_url,
                 min_size=1,
@@ -128,7 +133,10 @@ async def rebuild(settings: Settings, archive: Archive | None, options: Options,
                 server_settings={"application_name": "shiver-rebuild", "synchronous_commit": "off"},
             ) as pool,
         ):
-            return await _Rebuild(settings, archive, options, progress, db, reader, pool).run()
+            if archive is not None:
+                archive.errata = errata
+            projection = Projection(pool, settings.ledger_partitions, schema=NEXT, errata=errata)
+            return await _Rebuild(settings, archive, options, progress, db, reader, pool, projection).run()
 
 
 async def _prepare(db: asyncpg.Connection, settings: Settings) -> None:
@@ -160,6 +168,7 @@ class _Rebuild:
         db: asyncpg.Connection,
         reader: LedgerReader,
         pool: asyncpg.Pool,
+        projection: Projection,
     ) -> None:
         self._settings = settings
         self._archive = archive
@@ -168,7 +177,7 @@ class _Rebuild:
         self._db = db
         self._reader = reader
         self._pool = pool
-        self._projection = Projection(pool, settings.ledger_partitions, schema=NEXT)
+        self._projection = projection
         self._records = 0
         self._begins: dict[int, int] = {}
         self._ahead = False  # differences were accepted: go to the log's end, since the live place may be damaged too

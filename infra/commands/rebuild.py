@@ -11,6 +11,7 @@ import click
 
 from infra.errors import RebuildFailed, Unreachable
 from ledger.commands_archive import archive_option, opened
+from ledger.commands_errata import errata_of, errata_option
 from ledger.console import bar, run_shell, settings_of
 
 
@@ -19,8 +20,16 @@ from ledger.console import bar, run_shell, settings_of
 @click.option("--keep-old", is_flag=True, help="Keep the old tables as schema derived_old, until the next rebuild.")
 @click.option("--discard", is_flag=True, help="Only remove what earlier runs left: derived_next and derived_old.")
 @archive_option
+@errata_option
 @click.pass_context
-def rebuild(ctx: click.Context, accept_differences: bool, keep_old: bool, discard: bool, folder: Path | None) -> None:
+def rebuild(
+    ctx: click.Context,
+    accept_differences: bool,
+    keep_old: bool,
+    discard: bool,
+    folder: Path | None,
+    errata_file: Path | None,
+) -> None:
     """Make the tables of schema derived anew from the log's first record, compare every row, and swap them in.
 
     Serving goes on meanwhile. Where rows differ, they are listed, nothing is swapped, and derived_next is kept for
@@ -41,9 +50,10 @@ def rebuild(ctx: click.Context, accept_differences: bool, keep_old: bool, discar
             click.echo(f"removed {' and '.join(removed)}" if removed else "there was nothing to remove")
             return
         archive = opened(folder, settings.ledger_partitions)
+        errata = errata_of(settings, errata_file, archive)
         with bar("Rebuilding") as (started, more):
             options = work.Options(accept_differences, keep_old)
-            result = run_shell(work.rebuild(settings, archive, options, work.Progress(_say, started, more)))
+            result = run_shell(work.rebuild(settings, archive, options, work.Progress(_say, started, more), errata))
     except KafkaException as error:
         raise Unreachable(f"Kafka at {settings.kafka} does not answer: {error.args[0].str()}") from error
     except (work.RebuildFailed, LogChanged, ProjectionStopped) as error:

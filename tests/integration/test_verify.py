@@ -46,7 +46,7 @@ class Drill(NamedTuple):
 async def drill(ledger_log: str, books: asyncpg.Pool, books_url: str, tmp_path: Path) -> Drill:
     await append_all(ledger_log, load(13, 120))
     await project(ledger_log, books)
-    made = await shrk(ledger_log, books_url, "archive", "--out", str(tmp_path), "--range", "20", "--tail")
+    made = await shrk(ledger_log, books_url, "archive", "--out", str(tmp_path), "--range", "16", "--tail")
     assert made.exit_code == 0, made.output
     return Drill(ledger_log, books_url, books, await all_records(ledger_log), tmp_path)
 
