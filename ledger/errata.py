@@ -16,12 +16,11 @@ _UNREADABLE = Unreadable()
 
 
 class Errata:
-    """Errata by their place, signatures checked once. Those that were needed are in `used`."""
+    """Errata by their place, signatures checked once."""
 
     def __init__(self, errata: Iterable[Erratum] = (), trusted: frozenset[str] = frozenset()) -> None:
         self._good: dict[tuple[int, int], list[Erratum]] = {}
         self._bad: dict[tuple[int, int], list[str]] = {}
-        self.used: dict[tuple[int, int], Erratum] = {}
         for erratum in errata:
             place = (erratum.partition, erratum.offset)
             if wrong := fault(erratum, trusted):
@@ -34,11 +33,7 @@ class Errata:
         if (partition, offset) not in self._good or why_unreadable(key, value) is None:
             return False
         sha256 = record_sha256(partition, offset, key, value).hex()
-        for erratum in self._good[partition, offset]:
-            if erratum.record_sha256 == sha256:
-                self.used[partition, offset] = erratum
-                return True
-        return False
+        return any(erratum.record_sha256 == sha256 for erratum in self._good[partition, offset])
 
     def before(self, ends: Mapping[int, int]) -> list[Erratum]:
         """Those that count, for records before `ends`."""

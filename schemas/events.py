@@ -193,7 +193,7 @@ class KeyRevoked(WalletEvent):
     operator: Name
 
 
-_Written = Annotated[
+Written = Annotated[
     WalletCredited
     | RequestAccepted
     | RequestAdopted
@@ -220,8 +220,8 @@ _Written = Annotated[
     Field(discriminator="type"),
 ]
 #: What readers get of a record. All but `Unreadable` can be written.
-Event = _Written | Unreadable
-_EVENT: TypeAdapter[_Written] = TypeAdapter(_Written)
+Event = Written | Unreadable
+_EVENT: TypeAdapter[Written] = TypeAdapter(Written)
 
 
 class UnreadableEvent(ValueError):

@@ -30,6 +30,7 @@ from schemas.events import (
     RequestAdopted,
     RequestFailed,
     Segment,
+    Unreadable,
     UsageRecorded,
     WalletCredited,
 )
@@ -218,6 +219,7 @@ OUTCOMES: list[tuple[str, list[Event], Event, Outcome]] = [
     ("another fact", [], rate(), Outcome.APPLIED),
     ("another fact again", [rate()], rate(), Outcome.APPLIED),
     ("another fact moves time", [rate(T0 + 9 * DAY_MS)], accept(), Outcome.TOO_OLD),
+    ("no event, with an erratum", [accept()], Unreadable(), Outcome.UNREADABLE),
     ("a rejected event does not move time", [use(IDS[1], at_ms=T0 + 9 * DAY_MS)], accept(), Outcome.APPLIED),
 ]
 
@@ -384,8 +386,9 @@ def test_the_chain_tells_places_and_fields_apart() -> None:
 
 
 SHELLS = {
-    "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "columns.py", "bulk.py", "verify.py",
-    "console.py", "spool.py", "commands.py", "commands_rules.py", "commands_archive.py", "commands_errata.py", "errata_store.py", "commands_exports.py",
+    "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "columns.py", "bulk.py",
+    "verify.py", "console.py", "spool.py", "commands.py", "commands_rules.py", "commands_archive.py",
+    "commands_errata.py", "errata_store.py", "commands_exports.py",
 }  # fmt: skip
 ALLOWED = {"__future__", "collections", "enum", "hashlib", "json", "typing", "ledger", "schemas"}
 
