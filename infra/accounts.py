@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
@@ -171,7 +171,7 @@ async def show_wallet(db: Any, wallet_id: str) -> WalletView:
         """
         select w.wallet_id, w.owner_id, w.asset,
                coalesce((select sum(a.balance_nano) from derived.accounts a
-                         where a.account = 'wallet:' || w.wallet_id and a.asset = w.asset), 0)::bigint as balance_nano,
+                         where a.account = 'wallet:' || w.wallet_id and a.asset = w.asset), 0) as balance_nano,
                w.held_nano,
                (select count(*) from state.keys k where k.wallet_id = w.wallet_id and k.revoked_at is null) as keys
         from state.wallets w where w.wallet_id = $1
@@ -180,7 +180,8 @@ async def show_wallet(db: Any, wallet_id: str) -> WalletView:
     )
     if row is None:
         raise AccountRefused(f"no wallet {wallet_id}")
-    return WalletView(*row.values())
+    view = WalletView(*row.values())
+    return replace(view, balance_nano=int(view.balance_nano))  # from a Decimal: 64 bits are not enough
 
 
 def parse_amount(text: str) -> int:

@@ -128,7 +128,8 @@ class Comparison:
             self._same(f"offset of partition {key}", found, offsets, key, (key, None))
         async for row in self._rows("derived.accounts"):
             key = (row["account"], row["asset"], row["partition"])
-            self._same(f"account {key}", (row["balance_nano"], row["entries"]), accounts, key, (key[2], None))
+            found = (int(row["balance_nano"]), row["entries"])  # a Decimal
+            self._same(f"account {key}", found, accounts, key, (key[2], None))
         async for row in self._rows("derived.requests"):
             key = (str(row["request_id"]), row["partition"])
             self._same(f"request {key[0]}", _request(row), requests, key, (key[1], None))

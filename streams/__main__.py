@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 
@@ -22,7 +23,18 @@ def main() -> None:
     worker = faust.Worker(
         streams.app, loglevel="error", logfile=None, quiet=True, redirect_stdouts=False, override_logging=False
     )
-    worker.execute_from_commandline()
+    _collect_less()
+    try:
+        worker.execute_from_commandline()
+    finally:
+        streams.last_word()
+
+
+def _collect_less() -> None:
+    """Slices are many objects and no cycles; walking all of them and Faust's took a fifth of the time (measured)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 if __name__ == "__main__":

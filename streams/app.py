@@ -1,6 +1,6 @@
 """The streams process: one Faust agent over ledger.events, and beside it what must run once for the network.
 
-    agent       bundle of records -> Projection.apply -> PostgreSQL, one transaction for each slice of a bundle
+    agent       bundles of records -> Pipeline -> Projection.apply -> PostgreSQL, one transaction for each slice
     readiness   after a restart of the database, admission waits until the books have caught up (C7)
     expiry      closes the requests of ingresses that died, and removes their reply topics
 
@@ -15,7 +15,6 @@ import logging
 import os
 import tempfile
 import threading
-import time
 from typing import Any
 
 import asyncpg
@@ -27,6 +26,7 @@ from schemas import topics
 from schemas.settings import Settings
 from streams import expiry, readiness
 from streams.bundles import transport_of
+from streams.pipeline import AT_ONCE, SLICE_MAX, Pipeline
 from streams.projection import Projection
 from streams.starts import start_offsets
 
@@ -36,11 +36,10 @@ GROUP = "shiver-projection"
 SESSION_TIMEOUT_S = 8.0
 #: A process that was told to crash and has not gone after this long is ended: it must not linger as a zombie.
 CRASH_GRACE_S = 8.0
-#: Records in one transaction. Halved while a slice takes longer than SLICE_LONG_S, since admission waits for the
-#: wallets in it (S2); doubled while it is quick.
-SLICE_MIN, SLICE_START, SLICE_MAX = 50, 1000, 5000
-SLICE_LONG_S, SLICE_SHORT_S = 0.15, 0.05
-POOL_MAX = 4
+#: One for each transaction of the pipeline, one for readiness, one for what an assignment asks.
+POOL_MAX = AT_ONCE + 2
+#: Bundles that Faust keeps for us. Its default is 4,096, which is a whole log of bundles in memory.
+BUNDLES_MAX = 8
 
 
 async def open_pool(database_url: str) -> asyncpg.Pool:
@@ -60,26 +59,13 @@ async def open_pool(database_url: str) -> asyncpg.Pool:
     )
 
 
-class Slicer:
-    """How many records the next transaction takes, from how long the last one took."""
-
-    def __init__(self) -> None:
-        self.records = SLICE_START
-
-    def took(self, seconds: float) -> None:
-        if seconds > SLICE_LONG_S:
-            self.records = max(self.records // 2, SLICE_MIN)
-        elif seconds < SLICE_SHORT_S:
-            self.records = min(self.records * 2, SLICE_MAX)
-
-
 class Streams:
     """Wires the process. `app` is the Faust application to run."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._pool: asyncpg.Pool | None = None
-        self._slicer = Slicer()
+        self._cause: BaseException | None = None
         self.app = faust.App(
             GROUP,
             broker=f"kafka://{settings.kafka}",
@@ -93,6 +79,7 @@ class Streams:
             broker_heartbeat_interval=1.0,
             broker_request_timeout=30.0,
             broker_max_poll_records=SLICE_MAX,
+            stream_buffer_maxsize=BUNDLES_MAX,
             consumer_max_fetch_size=4 * topics.MIB,
             # The group's own offsets decide nothing: transport_of seeks to PostgreSQL's. With "none" Faust would stop
             # before that seek on a new group. A log that was lost or made anew is found by start_offsets and by the
@@ -119,26 +106,42 @@ class Streams:
         """End the process, with a word why; by force where Faust does not get there."""
         if isinstance(error, asyncio.CancelledError):
             return
-        log.critical("streams stops: %s", error if str(error) else repr(error))
-        timer = threading.Timer(CRASH_GRACE_S, os._exit, args=(1,))
-        timer.daemon = True
-        timer.start()
+        if self._cause is None:  # what fails behind it is no cause
+            self._cause = error
+            log.critical("streams stops: %s", _said(error))
+            timer = threading.Timer(CRASH_GRACE_S, self._end)
+            timer.daemon = True
+            timer.start()
         await self.app.crash(error)
+
+    def last_word(self) -> None:
+        """Say why the process ends, if it was an error, below everything that Faust said while it stopped."""
+        if self._cause is not None:
+            log.critical("streams stopped: %s", _said(self._cause))
+
+    def _end(self) -> None:
+        self.last_word()
+        os._exit(1)
 
     async def _starts(self, partitions: list[int]) -> dict[int, int]:
         async with (await self.pool()).acquire() as db:
             return await start_offsets(db, self._settings.kafka, self._settings.ledger_partitions, partitions)
 
     async def _project(self, stream: Any) -> None:
-        projection: Projection | None = None
-        async for event in stream.noack().events():
-            try:
-                projection = projection or await self._projection()
-                await self._apply(projection, event.message.partition, event.value)
-                event.ack()
-            except BaseException as error:
-                await self.die(error)
-                raise
+        if self._cause is not None:  # Faust starts an agent that failed once more while the process ends
+            await asyncio.Event().wait()
+        pipeline: Pipeline | None = None
+        try:
+            projection = await self._projection()
+            pipeline = Pipeline(projection.apply, self.die)
+            async for event in stream.noack().events():
+                await pipeline.put(event.message.partition, event.value, event.ack)
+        except BaseException as error:
+            await self.die(error)
+            raise
+        finally:
+            if pipeline is not None:
+                pipeline.close()
 
     async def _projection(self) -> Projection:
         """With the errata of now: a process that a record has stopped finds those that were added since."""
@@ -146,15 +149,6 @@ class Streams:
         async with pool.acquire() as db:
             errata = Errata(await stored(db) if trusted else (), trusted)
         return Projection(pool, self._settings.ledger_partitions, errata=errata)
-
-    async def _apply(self, projection: Projection, partition: int, records: tuple[Any, ...]) -> None:
-        at = 0
-        while at < len(records):
-            part = records[at : at + self._slicer.records]
-            began_s = time.monotonic()
-            await projection.apply(partition, part)
-            self._slicer.took(time.monotonic() - began_s)
-            at += len(part)
 
     async def _ready(self) -> None:
         await self._forever(readiness.watch(await self.pool(), self._settings))
@@ -173,3 +167,7 @@ class Streams:
         if self._pool is not None:
             with contextlib.suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await asyncio.wait_for(self._pool.close(), 3)
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or repr(error)

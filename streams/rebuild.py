@@ -271,7 +271,7 @@ class _Rebuild:
     async def _apply(self, records: Sequence[Record]) -> None:
         for at in range(0, len(records), SLICE_RECORDS):
             part = records[at : at + SLICE_RECORDS]
-            fresh = await self._projection.apply(part[0].partition, part)
+            fresh = (await self._projection.apply(part[0].partition, part)).records
             self._records += fresh
             self._progress.more(fresh)
             if self._seen is not None:

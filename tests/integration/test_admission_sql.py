@@ -52,6 +52,17 @@ async def outcome(db: Any, key: ApiKey, hold_nano: int, **more: Any) -> str:
     return (await admit(db, key, hold_nano, **more))["outcome"]
 
 
+@pytest.mark.parametrize(("balance_nano", "expected"), [(2 * 10**19, "ok"), (-2 * 10**19, "insufficient_balance")])
+async def test_balances_beyond_64_bits_are_told_from_each_other(
+    db: asyncpg.Pool, balance_nano: int, expected: str
+) -> None:
+    wallet = await add_wallet(db, "w")
+    await add_to_balance(db, wallet, 0)
+    await db.execute("update derived.accounts set balance_nano = $1", balance_nano)
+    key = await add_key(db, wallet)
+    assert await outcome(db, key, 10**18) == expected
+
+
 @pytest.mark.parametrize(("tier", "short_of_money"), [("pro", "insufficient_balance"), ("dev", "daily_cap_exceeded")])
 async def test_refusals_come_in_their_order_and_take_nothing(db: asyncpg.Pool, tier: Any, short_of_money: str) -> None:
     """Everything is wrong at once; each repair uncovers the next refusal."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from books_kit import append_all, project, shrk
 from ledger_kit import (
     T0_MS,
     accepted,
@@ -23,13 +24,15 @@ from ledger_kit import (
     wallet_in,
 )
 
+from infra.accounts import show_wallet
 from ledger.apply import step
 from ledger.books import Books
 from ledger.log import cached_partition_of
 from ledger.reader import Record
 from schemas import topics
 from schemas.events import How, dump, parse
-from streams.projection import Projection, ProjectionStopped
+from streams.projection import Projection
+from streams.slices import ProjectionStopped
 
 P = 4
 W = wallet_in(0, P)
@@ -115,10 +118,10 @@ async def test_s6_any_slicing_and_interleaving_gives_the_same_rows(projection: P
 async def test_c2_records_that_come_again_are_trimmed(projection: Projection, books: asyncpg.Pool) -> None:
     rid = new_id()
     rows = records(0, [credited(W), accepted(rid, W), usage(rid, 10, W)])
-    assert await projection.apply(0, rows[:2]) == 2
-    assert await projection.apply(0, rows) == 1
+    assert (await projection.apply(0, rows[:2])).records == 2
+    assert (await projection.apply(0, rows)).records == 1
     before = await everything(books)
-    assert await projection.apply(0, rows) == 0
+    assert (await projection.apply(0, rows)).records == 0
     assert await everything(books) == before
 
 
@@ -227,7 +230,7 @@ async def test_s3_a_worker_that_hangs_in_a_transaction_lets_go(projection: Proje
     with pytest.raises(asyncpg.LockNotAvailableError):  # nobody waits for it without a bound either
         await projection.apply(0, records(0, [credited(W)]))
     async with asyncio.timeout(5):
-        assert await projection.apply(0, records(0, [credited(W)])) == 1
+        assert (await projection.apply(0, records(0, [credited(W)]))).records == 1
     await books.release(hung)
 
 
@@ -241,6 +244,26 @@ async def test_an_adjustment_counts_once_over_slices(projection: Projection, boo
     )  # fmt: skip
     assert (await balances(books))[f"wallet:{W}", "SHIVER", 0] == (93, 2)
     assert (await balances(books))["adjustments", "SHIVER", 0] == (7, 1)
+
+
+async def test_a_balance_may_outgrow_64_bits(books: asyncpg.Pool, books_url: str, ledger_log: str) -> None:
+    """In one slice and over several, up and down; and whoever reads it understands it."""
+    most = 10**18
+    await append_all(ledger_log, [credited(W, most, f"a{n}") for n in range(20)])
+    await project(ledger_log, books)
+    await append_all(ledger_log, [credited(W, most, "b"), asserted(W, 5), adjusted(W, -7)])
+    await project(ledger_log, books)
+    assert (await balances(books))[f"wallet:{W}", "SHIVER", 0] == (21 * most - 7, 22)
+    assert (await balances(books))["world", "SHIVER", 0] == (-21 * most, 21)
+    assert await books.fetchval("select code from derived.rejections") == "assertion_failed"
+    compared = await shrk(ledger_log, books_url, "replay", "--compare")
+    assert "PostgreSQL is the same at these offsets" in compared.output
+    await books.execute("insert into state.owners values ('o')")
+    await books.execute("insert into state.wallets (wallet_id, owner_id, partition) values ($1, 'o', 0)", W)
+    assert (await show_wallet(books, W)).balance_nano == 21 * most - 7
+    await books.execute("update derived.accounts set balance_nano = balance_nano + 1 where account = 'world'")
+    compared = await shrk(ledger_log, books_url, "replay", "--compare")
+    assert "PostgreSQL has (-20999999999999999999, 21), the log says (-21000000000000000000, 21)" in compared.output
 
 
 async def test_an_assertion_knows_what_earlier_slices_booked(projection: Projection, books: asyncpg.Pool) -> None:
