@@ -134,4 +134,6 @@ def _print(report: Report) -> None:
         return
     rows = f", and PostgreSQL in {report.rows:,} rows" if report.rows else ""
     click.echo(f"{report.events:,} events verified: records, hash chain, invariants at every prefix{rows}")
+    if report.epochs:
+        click.echo(f"{report.epochs:,} epochs verified: cut, heads, roots, digest, entitlements, payout root")
     click.echo(f"digest {report.digest}")

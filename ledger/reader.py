@@ -73,7 +73,7 @@ class LedgerReader:
         request_timeout_s: float = REQUEST_TIMEOUT_S,
         errata: Errata = NO_ERRATA,
     ) -> None:
-        self._errata = errata
+        self.errata = errata
         self._bootstrap = bootstrap
         self._partitions = partitions
         self._client_id = client_id
@@ -175,7 +175,7 @@ class LedgerReader:
     def _checked(self, partition: int, raw: Any, misplaced: bool) -> Record:
         record = Record(partition, raw.offset, raw.key or b"", raw.value or b"")
         if not misplaced:
-            check_place(record, self._partitions, self._errata)
+            check_place(record, self._partitions, self.errata)
         return record
 
     async def _close(self) -> None:

@@ -3,6 +3,7 @@
     agent       bundles of records -> Pipeline -> Projection.apply -> PostgreSQL, one transaction for each slice
     readiness   after a restart of the database, admission waits until the books have caught up (C7)
     expiry      closes the requests of ingresses that died, and removes their reply topics
+    epochs      reads closed epochs back from the log, and closes the next one when it is due
 
 Any error that is not known to pass ends the process: the supervisor starts it again, and it goes on from PostgreSQL.
 """
@@ -24,8 +25,9 @@ from ledger.errata import Errata
 from ledger.errata_store import stored
 from schemas import topics
 from schemas.settings import Settings
-from streams import expiry, readiness
+from streams import epoch_schedule, expiry, readiness
 from streams.bundles import transport_of
+from streams.epoch_schedule import EpochSettings
 from streams.pipeline import AT_ONCE, SLICE_MAX, Pipeline
 from streams.projection import Projection
 from streams.starts import start_offsets
@@ -62,8 +64,9 @@ async def open_pool(database_url: str) -> asyncpg.Pool:
 class Streams:
     """Wires the process. `app` is the Faust application to run."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, epochs: EpochSettings) -> None:
         self._settings = settings
+        self._epoch_settings = epochs
         self._pool: asyncpg.Pool | None = None
         self._cause: BaseException | None = None
         self.app = faust.App(
@@ -95,6 +98,7 @@ class Streams:
         self.app.agent(ledger, concurrency=1, name="projection")(self._project)
         self.app.task(self._ready)
         self.app.task(self._expire)
+        self.app.task(self._epochs)
 
     async def pool(self) -> asyncpg.Pool:
         """Made in the loop that uses it."""
@@ -155,6 +159,9 @@ class Streams:
 
     async def _expire(self) -> None:
         await self._forever(expiry.watch(self._settings))
+
+    async def _epochs(self) -> None:
+        await self._forever(epoch_schedule.watch(self._settings, self._epoch_settings))
 
     async def _forever(self, work: Any) -> None:
         try:

@@ -21,6 +21,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -33,12 +34,12 @@ from schemas import topics
 from schemas.settings import Settings
 from streams.differences import LIVE, NEXT, Differences, Since, Table, compare, tables_of
 from streams.projection import Projection
-from streams.sql import statements
 from streams.starts import LogChanged, describe
 
 OLD = "derived_old"
+_SQL = {path.stem: path.read_text() for path in Path(__file__).with_name("rebuild_sql").glob("*.sql")}
 #: Any number that no other program uses on this database.
-ADVISORY_LOCK = 7_311_804
+ADVISORY_LOCK = 7_311_808
 SLICE_RECORDS = 5_000
 #: So near the live books, step 3 and 4 begin; further away the log is folded on without any lock.
 NEAR_RECORDS = 2_000
@@ -140,7 +141,7 @@ async def rebuild(
 
 
 async def _prepare(db: asyncpg.Connection, settings: Settings) -> None:
-    unknown = await db.fetch(statements()["rebuild_unknown"])
+    unknown = await db.fetch(_SQL["unknown"])
     if unknown:
         what = ", ".join(row["what"] for row in unknown)
         raise RebuildFailed(f"a copy of the tables of derived would lack: {what}")
@@ -148,7 +149,7 @@ async def _prepare(db: asyncpg.Connection, settings: Settings) -> None:
     if count != settings.ledger_partitions:
         raise LogChanged(f"{topics.LEDGER} has {count} partitions where {settings.ledger_partitions} are configured")
     await db.execute(f"drop schema if exists {OLD} cascade")
-    await db.execute(statements()["rebuild_make"])
+    await db.execute(_SQL["make"])
     await db.execute(
         f"insert into {NEXT}.offsets (topic, partition, next, topic_id) "
         "select $1, p, 0, $2 from generate_series(0, $3 - 1) p",

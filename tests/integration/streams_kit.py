@@ -26,6 +26,7 @@ class StreamsProcess:
             "SHRK_DATABASE_URL": database_url,
             "SHRK_LEDGER_PARTITIONS": str(partitions),
             "PYTHONPATH": str(ROOT),
+            "SHRK_EPOCH_INTERVAL": "off",  # what a test counts in the log is what it wrote there
         }
         self.log = log
         self.process: subprocess.Popen[bytes] | None = None

@@ -12,7 +12,9 @@ from admission_kit import add_key, add_wallet, admit, counters, hold, prepare, s
 from books_kit import P, all_records, append_all, make_log_of, shrk
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
+from epochs_kit import epochs_of
 from ledger_kit import T0_MS, accepted, credited, failed, load, usage, wallet_in
+from test_epochs import closed_twice, rows_of
 
 from ledger.archive import Archive
 from ledger.log import LedgerCorrupt
@@ -217,7 +219,7 @@ async def test_the_archive_and_the_tail_behind_it(
     many = load(25, 200)
     await append_all(ledger_log, many)
     out = str(tmp_path / "a")
-    assert (await shrk(ledger_log, books_url, "archive", "--out", out, "--range", "10")).exit_code == 0
+    assert (await shrk(ledger_log, books_url, "archive", "--out", out, "--range", "8")).exit_code == 0
     await append_all(ledger_log, load(26, 20))
     await project(ledger_log, books)
     before = await everything(books)
@@ -301,6 +303,28 @@ async def test_prepared_statements_survive_the_rename(ledger_log: str, books: as
         await books.execute("update derived.accounts set balance_nano = 5 where account = $1", f"wallet:{W}")
         assert await held.fetchval(f"wallet:{W}") == 5
         assert (await admit(db, key, 1000))["outcome"] == "insufficient_balance"
+
+
+async def test_epochs_go_over_as_they_are_or_are_made_again(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    await project(ledger_log, books)
+    await closed_twice(ledger_log, books_url, books)
+    before, old = await rows_of(books), await oid(books, "epochs")
+    assert len(before["epochs"]) == 2
+    async with epochs_of(ledger_log, books_url) as running:
+        await running.follow()
+        result = await rebuilt(ledger_log, books_url)
+        assert (result.swapped, result.differences.count) == (True, 0)
+        assert await oid(books, "epochs") == old
+        assert await rows_of(books) == before
+        assert (await running.follow()).number == 2
+        # Of books that were wrong, nothing is taken over: the component makes its rows again.
+        await books.execute("update derived.accounts set balance_nano = balance_nano + 1 where account = 'burn'")
+        assert (await rebuilt(ledger_log, books_url, accept_differences=True)).swapped
+        assert not any((await rows_of(books)).values())
+        assert (await running.follow()).number == 2
+    assert await rows_of(books) == before
 
 
 def _delete_records(kafka: str, ends: dict[int, int]) -> None:

@@ -1,0 +1,275 @@
+"""Epochs on a real log and database: close, read back, race, death; and that the log alone makes the same."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from books_kit import P, append_all, project, shrk
+from epochs_kit import (
+    HOUR_MS,
+    OTHER_TERMS,
+    PROVIDERS,
+    TERMS,
+    address_of,
+    earnings,
+    epochs_of,
+    funded,
+    registered,
+)
+from ledger_kit import T0_MS, adjusted
+
+from ledger.payout_tree import Leaf, StandardTree
+from ledger.reader import LedgerReader
+from schemas import topics
+from schemas.events import EpochClosed, parse
+from streams.epoch_schedule import EpochSettings, Schedule
+from streams.epochs import EpochRefused, NothingToClose, NotRead
+
+TABLES = ("epochs", "entitlements", "tree_blocks", "recipients", "sandbox_funds")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def closed_events(kafka: str) -> list[tuple[int, EpochClosed]]:
+    """Every epoch.closed of the log with its offset."""
+    home = topics.partition_of(topics.SETTLEMENT_KEY.encode(), P)
+    async with LedgerReader(kafka, P, client_id="test") as reader:
+        end = (await reader.ends())[home]
+        found = [record async for records in reader.read({}, {home: end}) for record in records]
+    events = [(record.offset, parse(record.value)) for record in found]
+    return [(offset, event) for offset, event in events if isinstance(event, EpochClosed)]
+
+
+async def rows_of(db: asyncpg.Pool) -> dict[str, list[tuple[Any, ...]]]:
+    return {table: sorted(map(tuple, await db.fetch(f"select * from derived.{table}")), key=str) for table in TABLES}
+
+
+async def closed_twice(kafka: str, url: str, db: asyncpg.Pool) -> None:
+    """A log with two epochs, and the projection behind it."""
+    people = [registered(provider, address_of(provider)) for provider in PROVIDERS]
+    for seed, more in enumerate([people[:2], [funded(10**9), people[2]]]):
+        await append_all(kafka, [*earnings(seed), *more])
+        await project(kafka, db)
+        async with epochs_of(kafka, url) as epochs:
+            closed = await epochs.close(TERMS, T0_MS + seed * HOUR_MS)
+            assert closed.ours
+            assert closed.event.epoch == seed + 1
+    await project(kafka, db)
+
+
+async def test_an_epoch_says_what_the_log_makes_at_its_cut(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    await closed_twice(ledger_log, books_url, books)
+    (_, first), (place, second) = await closed_events(ledger_log)
+    assert second.at_ms == T0_MS + HOUR_MS
+    assert all(a <= b for a, b in zip(first.cut, second.cut, strict=True))
+    assert [await books.fetchval("select mismatch from derived.epochs where number = $1", n) for n in (1, 2)] == [
+        "",
+        "",
+    ]
+    rows = await books.fetch("select * from derived.entitlements where epoch = 2 order by provider, asset")
+    balances = {
+        (row["account"].removeprefix("provider:"), row["asset"]): row["nano"]
+        for row in await books.fetch(
+            "select account, asset, sum(balance_nano)::bigint as nano from derived.accounts "
+            "where account like 'provider:%' group by 1, 2"
+        )
+    }
+    assert {(row["provider"], row["asset"]): row["earned_nano"] for row in rows} == balances
+    leaves = []
+    for row in rows:
+        token = TERMS.tokens[0 if row["asset"] == "SHIVER" else 1]
+        free = row["earned_nano"] - row["sandbox_earned_nano"]
+        assert row["entitled_nano"] == free + row["sandbox_payable_nano"]
+        unit = row["entitled_nano"] * 10**9 if row["asset"] == "SHIVER" else row["entitled_nano"] // 1000
+        assert row["amount"] == Decimal(unit)
+        leaves.append(
+            Leaf(TERMS.chain_id, TERMS.contract, token.token, row["provider"], address_of(row["provider"]), unit)
+        )
+    assert second.payout_root == "0x" + StandardTree([leaf.encoded() for leaf in leaves]).root.hex()
+    sandbox = [row for row in rows if row["asset"] == "SHIVER"]
+    assert sum(row["sandbox_payable_nano"] for row in sandbox) == min(
+        10**9, sum(row["sandbox_earned_nano"] for row in sandbox)
+    )
+    assert place >= second.cut[topics.partition_of(topics.SETTLEMENT_KEY.encode(), P)]
+    waiting = await books.fetch("select waits from derived.entitlements where epoch = 1 and provider = 'p3'")
+    assert {row["waits"] for row in waiting} == {"no recipient is registered"}
+
+
+async def test_nothing_new_is_no_epoch(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:
+    async with epochs_of(ledger_log, books_url) as epochs:
+        with pytest.raises(NothingToClose, match="no log yet"):
+            await epochs.close(TERMS, T0_MS)
+    await closed_twice(ledger_log, books_url, books)
+    async with epochs_of(ledger_log, books_url) as epochs:
+        for _ in range(2):  # its own event is nothing new
+            with pytest.raises(NothingToClose, match="nothing has happened since epoch 2"):
+                await epochs.close(TERMS, T0_MS)
+    await append_all(ledger_log, [funded(5, "fund-2")])
+    await project(ledger_log, books)
+    async with epochs_of(ledger_log, books_url) as epochs:
+        assert (await epochs.close(TERMS, T0_MS)).event.epoch == 3
+
+
+async def test_rows_that_were_deleted_are_made_again_alike(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    await closed_twice(ledger_log, books_url, books)
+    before = await rows_of(books)
+    assert len(before["epochs"]) == 2
+    for damage in ("delete from derived.epochs where number = 2", "delete from derived.epochs", ""):
+        await books.execute(damage or "; ".join(f"delete from derived.{table}" for table in TABLES))
+        async with epochs_of(ledger_log, books_url) as epochs:
+            assert (await epochs.follow()).number == 2
+        assert await rows_of(books) == before
+
+
+async def test_two_closers_at_once_close_once(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:
+    await append_all(ledger_log, earnings(1))
+    await project(ledger_log, books)
+    terms = [TERMS, OTHER_TERMS, TERMS, OTHER_TERMS]
+
+    async def one(number: int) -> Any:
+        async with epochs_of(ledger_log, books_url) as epochs:
+            event = await epochs._prepare(terms[number], T0_MS + number)
+            await barrier.wait()  # every closer has read the log before any appends
+            await epochs._append(event)
+            return await epochs._read_back(event)
+
+    barrier = asyncio.Barrier(len(terms))
+    answers = await asyncio.gather(*(one(number) for number in range(len(terms))))
+    events = await closed_events(ledger_log)
+    assert len(events) == len(terms)
+    assert {event.epoch for _, event in events} == {1}
+    assert {answer.event for answer in answers} == {events[0][1]}
+    assert {answer.place.offset for answer in answers} == {events[0][0]}
+    assert [answer.ours for answer in answers].count(True) == 1
+    assert await books.fetchval("select count(*) from derived.epochs") == 1
+    await project(ledger_log, books)
+    assert (await shrk(ledger_log, books_url, "replay", "--compare")).exit_code == 0
+
+
+DYING = """
+import asyncio, os, signal, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from epochs_kit import TERMS, T0_MS, epochs_of
+async def main():
+    async with epochs_of({kafka!r}, {url!r}) as epochs:
+        event = await epochs._prepare(TERMS, T0_MS)
+        await epochs._append(event)
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+
+async def test_a_closer_killed_before_it_reads_back_has_closed(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    await append_all(ledger_log, earnings(1))
+    await project(ledger_log, books)
+    script = DYING.format(tests=str(ROOT / "tests/integration"), root=str(ROOT), kafka=ledger_log, url=books_url)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script)
+    assert await asyncio.wait_for(process.wait(), 60) == -signal.SIGKILL
+    assert await books.fetchval("select count(*) from derived.epochs") == 0
+    async with epochs_of(ledger_log, books_url) as epochs:
+        state = await epochs.follow()
+        assert state.number == 1
+        with pytest.raises(NothingToClose):
+            await epochs.close(TERMS, T0_MS)
+    assert len(await closed_events(ledger_log)) == 1
+
+
+async def test_books_that_are_not_of_this_log_close_nothing(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    await append_all(ledger_log, earnings(1))
+    await project(ledger_log, books)
+    flip = "update derived.offsets set chain = set_byte(chain, 3, get_byte(chain, 3) # 1) where partition = 1"
+    lie = "update derived.entries set amount_nano = amount_nano + 1 where account = 'provider:p1' and partition = 1"
+    for damage, words in ((flip, "partition 1 .* is not what the books have read"), (lie, "provider p1 has earned")):
+        await books.execute(damage)
+        async with epochs_of(ledger_log, books_url) as epochs:
+            with pytest.raises(EpochRefused, match=words):
+                await epochs.close(TERMS, T0_MS)
+        await books.execute(damage.replace("+ 1", "- 1"))
+    assert await closed_events(ledger_log) == []
+
+
+async def test_an_event_that_lies_counts_and_is_named(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:
+    await append_all(ledger_log, [*earnings(1), registered("p1", address_of("p1"))])
+    await project(ledger_log, books)
+    async with epochs_of(ledger_log, books_url) as epochs:
+        good = await epochs._prepare(TERMS, T0_MS)
+        bad = good.model_copy(update={"payout_root": "0x" + "ab" * 32})
+        past = good.model_copy(update={"cut": tuple(n + 10**6 for n in good.cut)})
+        skipped = good.model_copy(update={"epoch": 7})
+        await append_all(ledger_log, [past, skipped, bad, good])
+        state = await epochs.follow()
+    assert state.last == bad
+    mismatch = await books.fetchval("select mismatch from derived.epochs where number = 1")
+    assert mismatch == f"payout_root: it says 0x{'ab' * 32}, the log makes {good.payout_root}"
+    await append_all(ledger_log, earnings(2))
+    await project(ledger_log, books)
+    async with epochs_of(ledger_log, books_url) as epochs:  # what is wrong is not inherited
+        assert (await epochs.close(TERMS, T0_MS)).event.epoch == 2
+    assert await books.fetchval("select mismatch from derived.epochs where number = 2") == ""
+
+
+async def test_an_epoch_ahead_of_the_books_waits(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:
+    await closed_twice(ledger_log, books_url, books)
+    before = await rows_of(books)
+    await books.execute("; ".join(f"delete from derived.{table}" for table in TABLES))
+    places = await books.fetch("select partition, next from derived.offsets")
+    await books.execute("update derived.offsets set next = 1")
+    async with epochs_of(ledger_log, books_url) as epochs:
+        with pytest.raises(NotRead):
+            await epochs.follow()
+        for row in places:
+            await books.execute("update derived.offsets set next = $2 where partition = $1", *row)
+        assert (await epochs.follow()).number == 2
+    assert await rows_of(books) == before
+
+
+async def test_the_schedule_closes_once_an_interval_and_one_for_all_that_were_missed(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    now_ms = T0_MS
+
+    async def clock(_: Any) -> int:
+        return now_ms
+
+    async with epochs_of(ledger_log, books_url) as epochs:
+
+        async def steps() -> list[int | None]:
+            again = Schedule(epochs, EpochSettings(HOUR_MS, TERMS), clock)  # as after a restart
+            return [await again.step(), await again.step()]
+
+        schedule = Schedule(epochs, EpochSettings(HOUR_MS, TERMS), clock)
+        assert await schedule.step() is None  # no log yet
+        await append_all(ledger_log, earnings(1))
+        await project(ledger_log, books)
+        assert await schedule.step() is None  # the log began in this very hour
+        now_ms += HOUR_MS
+        assert await Schedule(epochs, EpochSettings(0, TERMS), clock).step() is None
+        assert await schedule.step() == 1
+        assert await steps() == [None, None]
+        await project(ledger_log, books)
+        now_ms += 5 * HOUR_MS
+        assert await steps() == [None, None]  # nothing happened
+        await append_all(ledger_log, earnings(2))
+        await project(ledger_log, books)
+        assert await steps() == [2, None]
+        now_ms += HOUR_MS
+        await append_all(ledger_log, [adjusted("w1", 5)])
+        await project(ledger_log, books)
+        assert await steps() == [3, None]
+    assert [event.at_ms for _, event in await closed_events(ledger_log)] == [
+        T0_MS + HOUR_MS, T0_MS + 6 * HOUR_MS, T0_MS + 7 * HOUR_MS,
+    ]  # fmt: skip
