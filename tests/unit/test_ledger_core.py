@@ -329,6 +329,12 @@ def test_s6_forgetting_ended_ids_changes_no_outcome() -> None:
     assert [d.outcome for d in run(*probes, books=kept)[1]] == [d.outcome for d in run(*probes, books=forgot)[1]]
 
 
+def test_s6_an_ended_id_is_remembered_until_it_is_too_old() -> None:
+    books, _ = run(accept(), use(), rate(T0 + DAY_MS))
+    assert books.forget_ended() == 0
+    assert run(use(), books=books)[1][-1].outcome is Outcome.ALREADY_ENDED
+
+
 def test_c1_whoever_is_closed_gives_its_admission_back() -> None:
     assert run(fail())[1][-1].released_nano == 0
     assert run(accept(), use(), use())[1][-1].released_nano == 25_000
