@@ -101,7 +101,7 @@ async def compare(found: Differences, live: Any, rebuilt: Any, table: Table, sin
 async def _rows(db: Any, schema: str, table: Table, since: Since | None) -> AsyncIterator[tuple[str, str]]:
     """(key, row) in the order of the key's bytes, which is that of Python's strings: "C", whatever the database has."""
     key = ", ".join(f't."{column}"::text' for column in table.key)
-    where, arguments = _where(table, since)
+    where, arguments = _where(schema, table, since)
     sql = (
         f'select array[{key}]::text as key, t::text as row from "{schema}"."{table.name}" t {where}'
         f' order by array[{key}]::text collate "C"'
@@ -110,16 +110,19 @@ async def _rows(db: Any, schema: str, table: Table, since: Since | None) -> Asyn
         yield row["key"], row["row"]
 
 
-def _where(table: Table, since: Since | None) -> tuple[str, list[Any]]:
+def _where(schema: str, table: Table, since: Since | None) -> tuple[str, list[Any]]:
     if table.name == "offsets":
         return "where t.next > 0", []  # a partition that was never read is as good as none
     if since is None:
         return "", []
+    cuts = "join unnest($1::int[], $2::bigint[]) as s (p, cut) on"
+    arguments = [list(since.next), list(since.next.values())]
     if {"partition", "offset"} <= set(table.columns):
-        return (
-            'join unnest($1::int[], $2::bigint[]) as s (p, cut) on t.partition = s.p and t."offset" >= s.cut',
-            [list(since.next), list(since.next.values())],
-        )
+        return f'{cuts} t.partition = s.p and t."offset" >= s.cut', arguments
+    if table.name == "accounts":  # those that an entry has moved
+        moved = f'{schema}.entries e {cuts} e.partition = s.p and e."offset" >= s.cut'
+        chosen = f"(t.partition, t.account, t.asset) in (select e.partition, e.account, e.asset from {moved})"
+        return f"where {chosen}", arguments
     if "request_id" in table.columns:
         return "where t.request_id = any ($1::uuid[])", [list(since.request_ids)]
     return "", []

@@ -1,8 +1,9 @@
 -- A rebuild of schema derived swaps it under a running network: what admission holds must be right for the new books in
 -- the same transaction. And errata, which say of single records of the log that nobody can read them.
 
--- Makes admissions agree with derived.requests, while nothing applies records meanwhile: the caller holds the offsets, or
--- admission is closed (C7). Requests that are open in the log and have no admission get hold and slot again; those with
+-- Makes admissions agree with derived.requests: at the swap of a rebuild, which holds the offsets, and when admission is
+-- opened (C7). What the projection has not committed is as if it had not begun: it waits for us at the next lock, and its
+-- release comes behind. Requests that are open in the log and have no admission get hold and slot again; those with
 -- one keep it as it is; an admission of a request that has ended there is removed, for the release that did not find it;
 -- every counter is counted anew. Returns how many were made again.
 create function state.make_admissions_right() returns int

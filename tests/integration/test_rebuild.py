@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from books_kit import P, all_records, append_all, make_log_of, shrk
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from epochs_kit import epochs_of
-from ledger_kit import T0_MS, accepted, credited, failed, load, usage, wallet_in
+from ledger_kit import T0_MS, accepted, credited, failed, load, new_id, usage, wallet_in
 from test_epochs import closed_twice, rows_of
 
 from ledger.archive import Archive
@@ -22,6 +23,7 @@ from ledger.reader import LedgerReader
 from schemas import topics
 from schemas.settings import Settings
 from streams import rebuild as work
+from streams.app import open_pool
 from streams.differences import tables_of
 from streams.projection import Projection
 from streams.rebuild import Options, Progress, RebuildFailed, Result
@@ -127,6 +129,49 @@ async def test_damage_is_named_and_mended_only_if_asked(
     await project(ledger_log, books)  # and the projection goes on
     assert (await rebuilt(ledger_log, books_url)).differences.count == 0
     assert await work.discard(books_url) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        ("select", ""),
+        ("update derived.accounts set balance_nano = balance_nano + 1 where account = 'wallet:late'", "{wallet:late,"),
+        ("delete from derived.accounts where account = 'wallet:late'", "derived.accounts {wallet:late,"),
+        (
+            "update derived.entries set amount_nano = 5 where account = 'wallet:late' and posting = 0",
+            "derived.entries {",
+        ),
+        ("update derived.requests set model = 'x' where wallet_id = 'late'", "derived.requests {"),
+        ("delete from derived.requests where wallet_id = 'late'", "derived.requests {"),
+        ("update derived.credits set amount_nano = 5 where wallet_id = 'late'", "derived.credits {late,"),
+        ("update derived.offsets set rejected = rejected + 1 where partition = 2", "derived.offsets {"),
+    ],
+)
+async def test_what_goes_wrong_after_the_comparison_is_seen_under_the_lock(
+    ledger_log: str, books: asyncpg.Pool, books_url: str, damage: str, named: str
+) -> None:
+    await append_all(ledger_log, load(34, 30))
+    await project(ledger_log, books)
+
+    async def meanwhile() -> None:
+        late = new_id()
+        await append_all(ledger_log, [credited("late"), accepted(late, "late"), usage(late, 1, "late")])
+        pool = await open_pool(books_url)
+        await project(ledger_log, pool)
+        await pool.execute(damage)
+        await pool.close()
+
+    def say(what: str) -> None:
+        if what == "swapping":  # in a loop of its own, so that the rebuild goes on behind it
+            other = threading.Thread(target=lambda: asyncio.run(meanwhile()))
+            other.start()
+            other.join(30)
+
+    settings = Settings(ledger_log, books_url, P)
+    result = await work.rebuild(settings, None, Options(), QUIET._replace(say=say))
+    assert result.swapped is not bool(named)
+    assert all(named in str(difference) for difference in result.differences.shown)
+    assert result.differences.count == bool(named)
 
 
 async def test_admissions_are_kept_made_again_and_let_go(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:
