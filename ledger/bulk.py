@@ -1,39 +1,37 @@
-"""Replays an archive over its columns, one thread a partition at a time: what `shrk ledger replay --archive` does.
+"""Replays over columns: an archive in threads, a long log of Kafka's in processes (ledger/kafka_fold.py).
 
-Checked on the way: the SHA-256 of each file against the manifest, that it has the records of its range, and the
-invariants of the books. Not checked, other than by `shrk ledger verify`: each record's key and hash chain (the heads
-are the manifest's), and that the columns are what the bytes say.
+Of the log every record is checked as ever. Of an archive, the SHA-256 of each file against the manifest, that it has
+the records of its range, and the invariants of the books are; not, other than by `shrk ledger verify`, each record's
+key and hash chain (the heads are the manifest's), and that the columns are what the bytes say.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from functools import partial
 from threading import Lock
 
 from ledger.archive import Archive
-from ledger.books import Books
 from ledger.digest import record_sha256
+from ledger.kafka_fold import Part, fold_log
 from ledger.manifest import ArchivedFile
 from ledger.parquet import ArchivedColumns
 from ledger.reader import event_of
-from ledger.replay import Folded, Replay
+from ledger.replay import Replay
 from ledger.vector.fold import Fold
 from schemas.events import Event
+from schemas.settings import Settings
 
 
 def fold_archive(replay: Replay, archive: Archive, on_batch: Callable[[int], None]) -> None:
-    """Takes all that `archive` has into `replay`, which has read nothing.
+    """Takes all that `archive` has into `replay`, which must have read nothing.
 
     Arrow lets go of the interpreter's lock, so that threads use the cores. Raises ArchiveUnavailable, and LedgerCorrupt
     at the first event that cannot be read, for one partition.
     """
-    started = [books for books in replay.books if books.next_offset]
-    if started:
-        raise ValueError(f"partition {started[0].partition} was begun")
     lock = Lock()
 
     def told(count: int) -> None:
@@ -45,33 +43,46 @@ def fold_archive(replay: Replay, archive: Archive, on_batch: Callable[[int], Non
         # What is not begun when one fails never begins.
         stack.callback(pool.shutdown, cancel_futures=True)
         work = [
-            pool.submit(_fold_partition, archive, replay.books[partition], files, told)
+            pool.submit(_fold_partition, archive, replay.fold(partition), files, told)
             for partition, files in archive.manifest.files.items()
             if files
         ]
         done, _ = wait(work, return_when=FIRST_EXCEPTION)
         # The first by partition, so that it does not depend on who was faster, as far as they got.
         folded = [future.result() for future in work if future in done]
-    for one in folded:
-        replay.took(one)
+    for fold, last, last_sha256 in folded:
+        replay.took(fold, bytes.fromhex(last.chain), last_sha256)
+
+
+async def fold_kafka(
+    replay: Replay, settings: Settings, ends: Mapping[int, int], on_batch: Callable[[int], None]
+) -> None:
+    """Takes what Kafka has from where `replay` is to `ends`. Raises LedgerUnavailable, LedgerCorrupt."""
+    places = replay.places()
+    parts = [
+        Part(replay.fold(partition), replay.chains[partition], replay.last_sha256[partition], end)
+        for partition, end in ends.items()
+        if places[partition] < end
+    ]
+    folded = await fold_log(settings.kafka, settings.ledger_partitions, parts, on_batch, replay.errata)
+    for part in sorted(folded, key=lambda part: part.fold.books.partition):
+        replay.took(part.fold, part.chain, part.last_sha256)
 
 
 def _fold_partition(
-    archive: Archive, books: Books, files: Sequence[ArchivedFile], told: Callable[[int], None]
-) -> Folded:
-    fold = Fold(books)
+    archive: Archive, fold: Fold, files: Sequence[ArchivedFile], told: Callable[[int], None]
+) -> tuple[Fold, ArchivedFile, bytes]:
+    last_sha256 = b""
     for file in files:
         found = archive.columns(file)
         with archive.altered(file):
             columns = found.columns(file.partition, file.first)
         fold.feed(columns, partial(_events, archive, file, found))
+        if file is files[-1]:
+            with archive.altered(file):
+                last_sha256 = record_sha256(*found.records([found.count - 1])[0])
         told(found.count)
-    last = files[-1]
-    record = archive.last_record(last)
-    return Folded(
-        books.partition, bytes.fromhex(last.chain), record_sha256(*record), fold.outcomes, fold.events, fold.broken,
-        fold.unpack,
-    )  # fmt: skip
+    return fold, files[-1], last_sha256
 
 
 def _events(archive: Archive, file: ArchivedFile, found: ArchivedColumns, rows: Sequence[int]) -> list[Event]:

@@ -16,15 +16,23 @@ in_nano, out_nano, image_factor of the first price
 payer, hold_nano, rules_version of an accept
 prompt_tokens, image_tokens     of a usage
 tokens, provider                of its first segment
+
+`columns_of` is what they mean; `columns_of_records` makes the same of bytes that `schemas.canonical` knows, by regular
+expressions, and asks pydantic about all others.
 """
 
 from __future__ import annotations
 
+import sys
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
+from ledger.reader import Record, event_or_none
+from schemas.canonical import Shape
 from schemas.event_base import WalletEvent
 from schemas.events import (
     AdjustmentPosted,
@@ -38,6 +46,7 @@ from schemas.events import (
 )
 
 _arrow: Any = pyarrow  # ships no types
+_do: Any = pyarrow.compute
 
 _WORD: Any = _arrow.dictionary(_arrow.int32(), _arrow.string())
 _BIG, _SMALL, _HALF = _arrow.int64(), _arrow.int32(), _arrow.uint64()
@@ -85,6 +94,38 @@ def columns_of(events: Sequence[Event | None]) -> Any:
     return _arrow.RecordBatch.from_arrays(arrays, schema=COLUMNS)
 
 
+def columns_of_records(records: Sequence[Record]) -> Any:
+    """What `columns_of` makes of the events in `records`, several times as fast where their bytes are canonical."""
+    matches: dict[str, tuple[list[int], list[tuple[Any, ...]]]] = {name: ([], []) for name in _SHAPES}
+    others = list[int]()
+    for row, (_, _, key, value) in enumerate(records):
+        begin = value.find(b'"type":"') + 8
+        name = value[begin : value.find(b'"', begin)]
+        shape = _BY_TYPE.get(name)
+        if shape is not None and value.isascii():
+            match = shape.match(value.decode())
+            if match is not None:
+                groups = match.groups()
+                if groups[0].encode() == key:  # the wallet
+                    rows, found = matches[shape.type]
+                    rows.append(row)
+                    found.append(groups)
+                    continue
+        others.append(row)
+    parts = [_matched(_SHAPES[name], found) for name, (_, found) in matches.items() if found]
+    order = [row for rows, found in matches.values() if found for row in rows]
+    if others or not parts:
+        parts.append(_plain(columns_of([event_or_none(records[row]) for row in others])))
+    order += others
+    back = _do.inverse_permutation(_arrow.array(order, _arrow.int64()))
+    columns = [_arrow.concat_arrays([part[name] for part in parts]).take(back) for name in NAMES]
+    arrays = [
+        column.dictionary_encode() if field.type == _WORD else column
+        for column, field in zip(columns, COLUMNS, strict=True)
+    ]
+    return _arrow.RecordBatch.from_arrays(arrays, schema=COLUMNS)
+
+
 def id_bits(request_id: str) -> int:
     """The 128 bits of a request's id."""
     return int(request_id.replace("-", ""), 16)
@@ -94,6 +135,37 @@ def id_text(high: int, low: int) -> str:
     """The request's id of two halves."""
     text = f"{high:016x}{low:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _plain(columns: Any) -> dict[str, Any]:
+    return {name: columns.column(name).dictionary_decode() if name in WORDS else columns.column(name) for name in NAMES}
+
+
+def _matched(shape: _Canonical, found: list[tuple[Any, ...]]) -> dict[str, Any]:
+    """The columns of canonical events of one type, by the groups of their matches."""
+    count = len(found)
+    made: dict[str, Any] = {"type": _arrow.repeat(shape.type, count)}
+    for name, texts in zip(shape.names, zip(*found, strict=True), strict=True):
+        if name == "request_id":
+            made["request_hi"], made["request_lo"] = _halves(texts)
+        else:
+            column = _arrow.array(texts, _arrow.string())
+            made[name] = column if name in WORDS else column.cast(COLUMNS.field(name).type)
+    if shape.has_parts:
+        made["parts"] = _arrow.repeat(_arrow.scalar(1, _SMALL), count)
+    for field in COLUMNS:
+        if field.name not in made:
+            made[field.name] = _arrow.nulls(count, _arrow.string() if field.type == _WORD else field.type)
+    return made
+
+
+def _halves(request_ids: Sequence[str]) -> tuple[Any, Any]:
+    bits = array("Q", bytes.fromhex("".join(request_ids).replace("-", "")))
+    if sys.byteorder == "little":
+        bits.byteswap()
+    return tuple(
+        _arrow.Array.from_buffers(_HALF, len(request_ids), [None, _arrow.py_buffer(bits[half::2])]) for half in (0, 1)
+    )  # pyright: ignore[reportReturnType]
 
 
 def _array(column: Sequence[Any], field: Any) -> Any:
@@ -151,3 +223,40 @@ _ROWS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     AdjustmentPosted: _reference,
     BalanceAsserted: _assertion,
 }
+
+
+class _Canonical:
+    """The canonical bytes of one type of event, and the columns that its groups are."""
+
+    def __init__(self, model: type[Event], fields: dict[str, str]) -> None:
+        shape = Shape(model, fields)
+        self.type: str = model.model_fields["type"].default
+        self.match = shape.match
+        self.names = [fields[name] for name in shape.names]
+        self.has_parts = any("." in name for name in fields)
+        if self.names[0] != "wallet":
+            raise ValueError(f"{self.type} does not begin with its wallet")
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in ("wallet", "at_ms", *names)}
+
+
+_SHAPES: dict[str, _Canonical] = {
+    shape.type: shape
+    for shape in (
+        _Canonical(
+            RequestAccepted,
+            _same("request_id", "asset", "payer", "hold_nano", "rules_version")
+            | {f"prices.{name}": name for name in ("model", "in_nano", "out_nano", "image_factor")},
+        ),
+        _Canonical(
+            UsageRecorded,
+            _same("request_id", "epoch", "how", "model", "prompt_tokens", "image_tokens")
+            | {f"segments.{name}": name for name in ("tokens", "provider")},
+        ),
+        _Canonical(RequestFailed, _same("request_id", "epoch", "how")),
+        _Canonical(WalletCredited, _same("asset", "amount_nano", "external_ref")),
+    )
+}
+_BY_TYPE = {name.encode(): shape for name, shape in _SHAPES.items()}

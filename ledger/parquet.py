@@ -13,9 +13,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow  # pyright: ignore[reportMissingTypeStubs]
+import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.parquet  # pyright: ignore[reportMissingTypeStubs]
 
-from ledger.columns import COLUMNS, NAMES, WORDS, columns_of
+from ledger.columns import COLUMNS, NAMES, WORDS, columns_of, columns_of_records
 from ledger.reader import Record, event_or_none
 
 ROW_GROUP_RECORDS = 1 << 15
@@ -23,6 +24,7 @@ CREATED_BY = b"shiver ledger archive 2"
 _TAIL_BYTES = 8  # the footer's length in four, "PAR1" in four
 
 _arrow: Any = pyarrow  # ships no types
+_do: Any = pyarrow.compute
 _parquet: Any = pyarrow.parquet
 _RECORD: list[Any] = [
     _arrow.field("partition", _arrow.int32(), nullable=False),
@@ -59,7 +61,7 @@ def encode(records: Sequence[Record]) -> bytes:
         for at in range(0, len(records), ROW_GROUP_RECORDS):
             some = records[at : at + ROW_GROUP_RECORDS]
             arrays = [_arrow.array(c, field.type) for c, field in zip(zip(*some, strict=True), _RECORD, strict=True)]
-            arrays += _columns(some).columns
+            arrays += columns_of_records(some).columns
             writer.write_table(_arrow.Table.from_arrays(arrays, schema=_SCHEMA), row_group_size=ROW_GROUP_RECORDS)
     return _without_version(sink.getvalue())
 
@@ -70,6 +72,7 @@ class ArchivedColumns:
     def __init__(self, data: bytes) -> None:
         self._file = _opened(data, read_dictionary=WORDS)
         self.count: int = self._file.metadata.num_rows
+        self._group: tuple[int, Any] = -1, None
 
     def columns(self, partition: int, first: int) -> Any:
         """Those of all records. Raises ValueError unless they are of `partition`, from `first` on without a gap."""
@@ -82,10 +85,14 @@ class ArchivedColumns:
             column = batch.column(field.name)
             if column.type != field.type or (column.null_count and not field.nullable):
                 raise ValueError(f"its column {field.name} is of another kind")
-        expected = _arrow.array(range(first, first + self.count), _arrow.int64())
-        if not batch.column("offset").equals(expected) or set(batch.column("partition").unique().to_pylist()) != {
-            partition
-        }:
+        offsets, partitions = batch.column("offset"), batch.column("partition")
+        steps = _do.subtract(offsets.slice(1), offsets.slice(0, self.count - 1))
+        ends = offsets[0].as_py(), offsets[self.count - 1].as_py()
+        if (
+            ends != (first, first + self.count - 1)
+            or _do.any(_do.not_equal(steps, 1)).as_py()
+            or not _do.all(_do.equal(partitions, partition)).as_py()
+        ):
             raise ValueError("its records are not those of its range")
         return batch.select(NAMES)
 
@@ -103,11 +110,13 @@ class ArchivedColumns:
         return found
 
     def _taken(self, group: int, rows: list[int]) -> list[Record]:
-        try:
-            table = self._file.read_row_group(group, columns=[field.name for field in _RECORD], use_threads=False)
-        except (_arrow.ArrowException, OSError) as error:
-            raise _unreadable(error) from None
-        return _records(table.take(_arrow.array(rows, _arrow.int64())))
+        if group != self._group[0]:
+            try:
+                table = self._file.read_row_group(group, columns=[field.name for field in _RECORD], use_threads=False)
+            except (_arrow.ArrowException, OSError) as error:
+                raise _unreadable(error) from None
+            self._group = group, table
+        return _records(self._group[1].take(_arrow.array(rows, _arrow.int64())))
 
 
 def decode(data: bytes, *, check_columns: bool = False) -> Iterator[list[Record]]:
@@ -130,7 +139,8 @@ def decode(data: bytes, *, check_columns: bool = False) -> Iterator[list[Record]
 
 
 def _check_columns(records: list[Record], table: Any) -> None:
-    made = _arrow.Table.from_batches([_columns(records)])
+    # The slow way, so that what wrote them is checked too.
+    made = _arrow.Table.from_batches([columns_of([event_or_none(record) for record in records])])
     for name in NAMES:
         found, wanted = table.column(name).combine_chunks(), made.column(name).combine_chunks()
         wanted = wanted.dictionary_decode() if name in WORDS else wanted
@@ -141,10 +151,6 @@ def _check_columns(records: list[Record], table: Any) -> None:
                 raise ColumnsDiffer(
                     f"partition {record.partition} offset {record.offset}: its column {name} is not what its bytes say"
                 )
-
-
-def _columns(records: Sequence[Record]) -> Any:
-    return columns_of([event_or_none(record) for record in records])
 
 
 def _records(table: Any) -> list[Record]:

@@ -7,7 +7,7 @@ import gc
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ledger.apply import step
 from ledger.books import Books
@@ -16,32 +16,23 @@ from ledger.digest import chain_link, digest, record_sha256
 from ledger.errata import NO_ERRATA, Errata
 from ledger.invariants import broken_by, broken_in
 from ledger.log import LedgerCorrupt
-from ledger.reader import LedgerReader, Record, event_of, place_of
+from ledger.reader import LedgerReader, Record, event_of, event_or_none, place_of
 from schemas.events import Event
 from schemas.settings import Settings
 from schemas.topics import LEDGER
 
 if TYPE_CHECKING:
     from ledger.archive import Archive  # whoever has none is spared pyarrow
+    from ledger.vector.fold import Fold
 
 _FORGET_EVERY = 100_000
+#: Below so many records to come from Kafka, processes cost more than they bring.
+BULK_FROM = 100_000
 
 #: Is told each batch of one partition's records with what they came to.
 Listener = Callable[[list[tuple[Record, Event, Decision]]], Awaitable[None]]
 #: Looks at the books right after a step, and says what is wrong.
 AfterStep = Callable[[Books, Event, Decision], list[str]]
-
-
-class Folded(NamedTuple):
-    """What `Replay.took` is told. `unpack` puts ended ids into the books, for whoever goes on with single steps."""
-
-    partition: int
-    chain: bytes
-    last_sha256: bytes
-    outcomes: Counter[str]
-    events: int
-    broken: list[str]
-    unpack: Callable[[], None]
 
 
 class Replay:
@@ -65,12 +56,13 @@ class Replay:
         self._remember = remember
         self._after_step = after_step
         self._since_forgetting = 0
-        self._packed: dict[int, Callable[[], None]] = {}
+        self._folds: dict[int, Fold] = {}
 
     def feed(self, records: list[Record]) -> list[tuple[Record, Event, Decision]]:
         """Fold records of one partition. Raises LedgerCorrupt at an event that cannot be read."""
-        if records and self._packed:
-            self._packed.pop(records[0].partition, _nothing)()
+        fold = self._folds.get(records[0].partition) if records else None
+        if fold is not None:  # it has the ids that ended in bulk
+            fold.recall([event for event in map(event_or_none, records) if event is not None])
         out = [(record, *self._step(record)) for record in records]
         if records:
             last = records[-1]
@@ -97,19 +89,27 @@ class Replay:
         self.chains[partition] = chain_link(self.chains[partition], partition, offset, key, value)
         return event, decision
 
-    def is_bare(self) -> bool:
-        """Whether it has read nothing, and nobody needs single steps or every ended request."""
-        return not (self.events or self._remember or self._after_step)
+    def in_bulk(self) -> bool:
+        """Whether nobody needs single steps or every ended request, so that the fold over columns will do."""
+        return not self._remember and self._after_step is None
 
-    def took(self, fold: Folded) -> None:
-        """What the fold over columns made of the books of a partition, which it was given."""
-        partition = fold.partition
-        self.chains[partition] = fold.chain
-        self.last_sha256[partition] = fold.last_sha256
-        self.outcomes.update(fold.outcomes)
-        self.events += fold.events
-        self.broken += fold.broken
-        self._packed[partition] = fold.unpack
+    def fold(self, partition: int) -> Fold:
+        """The fold over columns that goes on where `partition` is."""
+        from ledger.vector.fold import Fold
+
+        return self._folds.get(partition) or Fold(self.books[partition])
+
+    def took(self, fold: Fold, chain: bytes, last_sha256: bytes) -> None:
+        """What a fold over columns has come to since it was given."""
+        partition = fold.books.partition
+        self.books[partition] = fold.books
+        self.chains[partition] = chain
+        self.last_sha256[partition] = last_sha256
+        outcomes, events, broken = fold.told()
+        self.outcomes.update(outcomes)
+        self.events += events
+        self.broken += broken
+        self._folds[partition] = fold
 
     def places(self) -> dict[int, int]:
         """The next offset of each partition."""
@@ -144,11 +144,13 @@ async def read_into(
 ) -> None:
     """Read the log from where `replay` is to `ends` (None: its end now): what `archive` has from there, then Kafka's.
 
-    Where nobody listens, a whole archive is folded over its columns (ledger/bulk.py), unless `plain` says otherwise.
+    Where nobody listens, a whole archive and a long log are folded over columns (ledger/bulk.py), which comes to the
+    same, unless `plain` says otherwise.
     `on_start` is told how many records there will be, `on_batch` how many more were read. Raises LedgerUnavailable,
     ArchiveUnavailable, or LedgerCorrupt where the log does not begin at 0 or in the archive, ends before `ends` or the
     archive, is another one than was archived, or cannot be read.
     """
+    bulk = not plain and listener is None and replay.in_bulk()
     async with LedgerReader(
         settings.kafka, settings.ledger_partitions, client_id="shiver-replay", errata=replay.errata
     ) as reader:
@@ -159,14 +161,17 @@ async def read_into(
         on_start(sum(max(0, end - replay.places().get(partition, 0)) for partition, end in wanted.items()))
         if archive is not None:
             archive.errata = replay.errata
-            whole = all(wanted.get(partition, 0) >= end for partition, end in held.items())
-            if whole and listener is None and not plain and replay.is_bare():
+            if bulk and not replay.events and all(wanted.get(p, 0) >= end for p, end in held.items()):
                 from ledger.bulk import fold_archive
 
                 await asyncio.to_thread(fold_archive, replay, archive, on_batch)
             else:
                 await read_archive(replay, archive, wanted, on_batch, listener)
             await _check_seam(replay, reader, begins)
+        if bulk and sum(max(0, end - replay.places().get(p, 0)) for p, end in wanted.items()) >= BULK_FROM:
+            from ledger.bulk import fold_kafka
+
+            await fold_kafka(replay, settings, wanted, on_batch)
         with _young_garbage_only() as tidy:
             async for records in reader.read(replay.places(), wanted):
                 told = replay.feed(records)
@@ -248,7 +253,3 @@ async def _check_seam(replay: Replay, reader: LedgerReader, begins: Mapping[int,
                     f"{LEDGER} partition {partition} offset {last} is not the record in the archive: the log was made "
                     "anew or changed"
                 )
-
-
-def _nothing() -> None:
-    """There is nothing to unpack."""

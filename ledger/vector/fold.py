@@ -7,7 +7,7 @@ events are applied, and what they post is worked out over arrays. So is a credit
 could overflow 64 bits is hard too. The books are those of the plain fold (tests/unit/test_ledger_vector.py).
 
 A chunk is any number of records of one partition. Open requests and references stay in the books from one to the next;
-ids that ended in bulk are kept packed for a day, as `Books.forget_ended` does it.
+ids that ended are kept packed for a day, as `Books.forget_ended` does it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pyarrow  # pyright: ignore[reportMissingTypeStubs]
 import pyarrow.compute  # pyright: ignore[reportMissingTypeStubs]
 
 from ledger.apply import step
-from ledger.books import CHARGED, DAY_MS, FAILED, Books, Credit, Request
+from ledger.books import CHARGED, DAY_MS, FAILED, OPEN, Books, Credit, Request
 from ledger.columns import LOW, id_bits, id_text
 from ledger.invariants import broken_by
 from ledger.outcomes import Outcome
@@ -40,12 +40,15 @@ _QUIET = frozenset(
     }
 )  # fmt: skip
 
+#: Ended requests that are left in the books from chunk to chunk, at most: each chunk looks at all of them.
+_PACK_FROM = 256
+
 #: The events in these rows of a chunk, in the same order.
 EventsAt = Callable[[list[int]], Sequence[Event]]
 
 
 class Ended(NamedTuple):
-    """Ids that ended in bulk in one chunk, in order of `low`."""
+    """Ids that ended, with what their late events are told."""
 
     high: Any
     low: Any
@@ -58,7 +61,7 @@ class Ended(NamedTuple):
 
 
 class Fold:
-    """The fold of one partition, by chunks. `books` is whole after each `feed`, but for ended ids: see `unpack`."""
+    """The fold of one partition, by chunks. `books` is whole after each `feed`, but for ended ids: see `recall`."""
 
     def __init__(self, books: Books) -> None:
         self.books = books
@@ -75,8 +78,14 @@ class Fold:
                 columns.slice(at, ROWS_MAX), lambda rows, at=at: events_at([row + at for row in rows]) if rows else []
             )
 
+    def told(self) -> tuple[Counter[str], int, list[str]]:
+        """Outcomes, events and findings since it was asked last."""
+        told = self.outcomes, self.events, self.broken
+        self.outcomes, self.events, self.broken = Counter(), 0, []
+        return told
+
     def unpack(self) -> None:
-        """Whoever goes on with `ledger.apply.step` needs every id that ended within a day in the books."""
+        """Puts every id that ended within a day into the books; `recall` does it for those that are asked for."""
         for ended in self._ended:
             self._remember(ended, _do.indices_nonzero(_do.is_valid(ended.low)))
         self._ended.clear()
@@ -125,11 +134,13 @@ class Fold:
         return lives.filter(_do.invert(found))
 
     def _near(self, times_ms: Any) -> Iterator[Ended]:
-        """Packed ids of about the same times, as far as they could be the same."""
-        span = _do.min_max(times_ms).as_py()
+        """The packed ids among which one of these times can be."""
+        first_ms, last_ms = _do.min(times_ms).as_py(), _do.max(times_ms).as_py()
         for ended in self._ended:
-            if ended.first_ms <= span["max"] and span["min"] <= ended.last_ms:
-                yield ended
+            if first_ms <= ended.last_ms and ended.first_ms <= last_ms:
+                among = _do.and_(_do.greater_equal(times_ms, ended.first_ms), _do.less_equal(times_ms, ended.last_ms))
+                if _do.any(among).as_py():
+                    yield ended
 
     def _credits(self, chunk: Chunk, first: int) -> list[int]:
         """Books the credits whose reference is new, and gives their rows. What they post is posted with the rest."""
@@ -150,7 +161,7 @@ class Fold:
     def _step(self, rows: list[int], events: Sequence[Event], newest: Any, pending: Pending | None, first: int) -> None:
         """The hard ones, one by one, each in the books as they are at its offset."""
         books = self.books
-        self._recall(events)
+        self.recall(events)
         newest_ms = newest.take(_arrow.array(rows, _arrow.int64())).to_pylist()
         for row, event, newest_before_ms in zip(rows, events, newest_ms, strict=True):
             # Of ordinary events alone, so its own row adds nothing.
@@ -164,14 +175,13 @@ class Fold:
                 self.broken += [f"{LEDGER} partition {books.partition} offset {first + row}: {what}" for what in wrong]
         books.opening_nano.clear()
 
-    def _recall(self, events: Sequence[Event]) -> None:
-        """Takes packed ids that hard events are about into the books."""
-        if not self._ended:
+    def recall(self, events: Sequence[Event]) -> None:
+        """Puts the packed ids that these events are about into the books, before they are stepped."""
+        ids = [id_bits(event.request_id) for event in events if isinstance(event, RequestEvent)]
+        if not self._ended or not ids:
             return
-        low = _arrow.array(
-            [id_bits(e.request_id) & LOW for e in events if isinstance(e, RequestEvent)], _arrow.uint64()
-        )
-        for ended in self._ended if len(low) else ():
+        low = _arrow.array([bits & LOW for bits in ids], _arrow.uint64())
+        for ended in self._near(_arrow.array([bits >> 80 for bits in ids], _arrow.int64())):
             self._remember(ended, _do.indices_nonzero(_do.is_in(ended.low, value_set=low)))
 
     def _remember(self, ended: Ended, at: Any) -> None:
@@ -185,9 +195,15 @@ class Fold:
             )
 
     def _forget(self) -> None:
+        """Packs what hard events ended, once it is worth it, and drops what is too old to matter."""
+        requests = self.books.requests
+        ended = [(rid, r) for rid, r in requests.items() if r.status != OPEN]
+        if len(ended) >= _PACK_FROM:
+            for request_id, _ in ended:
+                del requests[request_id]
+            self._ended.append(packed_requests(ended))
         horizon_ms = self.books.max_event_ms - DAY_MS
         self._ended = [ended for ended in self._ended if ended.last_ms >= horizon_ms]
-        self.books.forget_ended()
 
 
 def packed(chunk: Chunk, lives: Lives, charges: Charges) -> Ended:
@@ -196,4 +212,20 @@ def packed(chunk: Chunk, lives: Lives, charges: Charges) -> Ended:
     wallet = chunk["wallet"].take(lives.accept)
     return Ended(
         lives.high, lives.low, span["min"], span["max"], wallet, chunk.words("wallet"), charges.usage, charges.by_client
+    )
+
+
+def packed_requests(ended: list[tuple[str, Request]]) -> Ended:
+    """The same of requests that have ended."""
+    bits = [id_bits(request_id) for request_id, _ in ended]
+    wallets = {wallet: code for code, wallet in enumerate({r.wallet_id: None for _, r in ended})}
+    return Ended(
+        _arrow.array([b >> 64 for b in bits], _arrow.uint64()),
+        _arrow.array([b & LOW for b in bits], _arrow.uint64()),
+        min(bits) >> 80,
+        max(bits) >> 80,
+        _arrow.array([wallets[r.wallet_id] for _, r in ended], _arrow.int32()),
+        list(wallets),
+        _arrow.array([r.status == CHARGED for _, r in ended], _arrow.bool_()),
+        _arrow.array([r.payer_charge_nano for _, r in ended], _arrow.int64()),
     )

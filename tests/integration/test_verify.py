@@ -217,7 +217,7 @@ def forged(drill: Drill, *, chains: bool) -> int:
     archive = Archive.open(drill.folder, P)
     records = list(drill.logs[PLACE])
     offset = flip_words(records)
-    manifest = Manifest(P, 20)
+    manifest = Manifest(P, 16)
     for partition, files in archive.manifest.files.items():
         head = b""
         source = records if partition == PLACE else drill.logs[partition]
@@ -237,7 +237,7 @@ async def test_a_forged_archive_is_found_by_its_chain(drill: Drill) -> None:
     for arguments in ((), ("--no-tail",)):
         status, first = await drill.verify_archive(*arguments)
         assert status == 1
-        assert f"(partition {PLACE}, offsets {offset // 20 * 20} to " in first
+        assert f"(partition {PLACE}, offsets {offset // 16 * 16} to " in first
         assert "the hash chain over its records and those before" in first
 
 

@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ledger.apply import apply
 from ledger.archive import Archive, ArchiveCorrupt, ArchiveUnavailable
 from ledger.books import Books
+from ledger.commands import group
 from ledger.decide import decide
 from ledger.invariants import Running
 from ledger.manifest import ArchivedFile, Manifest, file_name, load
 from ledger.parquet import ROW_GROUP_RECORDS, decode, encode
 from ledger.reader import Record
-from schemas.events import Event, RequestAccepted, RequestFailed, WalletCredited
+from schemas.events import Event, RequestAccepted, RequestFailed, WalletCredited, dump
 from schemas.ids import uuid7
 
 T0 = 1_800_000_000_000
@@ -164,3 +166,29 @@ def test_the_running_invariants_see_an_end_that_is_not_the_last() -> None:
     )  # fmt: skip
     running.take(accept, Decision(Outcome.APPLIED, request=request_of(accept)))
     assert running.wrong(books) == [f"request {RID} goes on after its end"]
+
+
+def test_a_range_is_a_power_of_two(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no power of two"):
+        Manifest(2, 100)
+    refused = CliRunner().invoke(group, ["archive", "--out", str(tmp_path / "a"), "--range", "100"])
+    assert refused.exit_code == 2
+    assert "100 is no power of two" in refused.output
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_archive_of_the_first_format_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(manifest().dump().replace(b"archive 2", b"archive 1"))
+    with pytest.raises(ArchiveCorrupt, match=r"manifest.json: it is of format 1, .* archive the log again"):
+        Archive.open(tmp_path)
+
+
+def test_the_columns_are_for_any_reader_too(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    event = credit(7, "r")
+    (tmp_path / "x.parquet").write_bytes(encode([Record(0, 0, b"w", dump(event)), Record(0, 1, b"w", b"{}")]))
+    rows = pyarrow.parquet.read_table(tmp_path / "x.parquet").to_pylist()
+    told = {"type": "wallet.credited", "wallet": "w", "at_ms": T0, "asset": "SHIVER", "amount_nano": 7}
+    assert rows[0].items() >= {**told, "external_ref": "r", "request_hi": None}.items()
+    assert [rows[1][name] for name in ("type", "wallet", "at_ms", "value")] == [None, None, 0, b"{}"]

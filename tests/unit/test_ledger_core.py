@@ -393,7 +393,7 @@ def test_the_chain_tells_places_and_fields_apart() -> None:
 
 SHELLS = {
     "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "columns.py", "bulk.py",
-    "verify.py", "console.py", "spool.py", "commands.py", "commands_rules.py", "commands_archive.py",
+    "kafka_fold.py", "verify.py", "console.py", "spool.py", "commands.py", "commands_rules.py", "commands_archive.py",
     "commands_errata.py", "errata_store.py", "commands_exports.py", "epoch_log.py", "verify_epochs.py",
 }  # fmt: skip
 # eth_hash is keccak256 and nothing else.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,6 +12,7 @@ import pytest
 from hostile_log import hostile_log
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_ledger_golden import DIGEST, LOG, OUTCOMES
 
 from ledger.apply import step
 from ledger.books import OPEN, Books
@@ -18,10 +21,11 @@ from ledger.digest import digest
 from ledger.invariants import broken_by, broken_in
 from ledger.vector import fold as fold_module
 from ledger.vector.fold import Fold
-from schemas.events import Event
+from schemas.event_base import WalletEvent
+from schemas.events import Event, parse
 from schemas.topics import LEDGER
 
-QUICK = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 class Plain:
@@ -77,6 +81,13 @@ def same(plain: Plain, fold: Fold) -> None:
     assert digest([fold.books]) == digest([plain.books])
 
 
+@pytest.fixture(params=[1, 20, 256])
+def pack_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended requests are packed at once, at times, and not in so short a log."""
+    monkeypatch.setattr(fold_module, "_PACK_FROM", request.param)
+
+
+@pytest.mark.usefixtures("pack_from")
 @QUICK
 @given(
     seed=st.integers(0, 2**32), count=st.integers(0, 400), calm=st.sampled_from((0.0, 0.3, 0.9, 0.98)),
@@ -90,6 +101,7 @@ def test_both_folds_come_to_the_same_books(seed: int, count: int, calm: float, w
     same(plain, fold)
 
 
+@pytest.mark.usefixtures("pack_from")
 @QUICK
 @given(seed=st.integers(0, 2**32), cut=st.integers(0, 300))
 def test_the_plain_fold_goes_on_where_the_other_stopped(seed: int, cut: int) -> None:
@@ -117,3 +129,39 @@ def test_long_logs_too_and_most_of_a_calm_one_is_not_hard(monkeypatch: pytest.Mo
         assert len(plain.outcomes) >= 8
         if calm > 0.9:
             assert fold.hard < 2_500
+
+
+def digests_of(seed: int, backwards: bool) -> str:
+    """Of three partitions by both folds; told in one line. For another process."""
+    logs = [list(hostile_log(seed + partition, 400, 0.8)) for partition in range(3)]
+    plain, bulk = list[Books](), list[Books]()
+    for partition, events in sorted(enumerate(logs), reverse=backwards):
+        books, fold = Books(partition), Fold(Books(partition))
+        for offset, event in enumerate(events):
+            step(books, event, offset)
+        feed(fold, events, random.Random(seed * backwards))
+        plain.append(books)
+        bulk.append(fold.books)
+    return f"{digest(plain)} {digest(bulk)}"
+
+
+def test_one_digest_under_any_hash_seed_and_locale() -> None:
+    here = digests_of(3, False)
+    assert len(set(here.split())) == 1
+    for seed, locale, backwards in (("1", "C", False), ("2", "tr_TR.UTF-8", True)):
+        code = f"import test_ledger_vector as t; print(t.digests_of(3, {backwards}))"
+        paths = [*filter(None, sys.path), __file__.rpartition("/")[0]]
+        env = {"PYTHONHASHSEED": seed, "LC_ALL": locale, "PYTHONPATH": ":".join(paths)}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout.strip() == here
+
+
+def test_an_old_log_comes_to_the_same_books() -> None:
+    events = [parse(value) for value in LOG.read_bytes().splitlines()]
+    folds = [Fold(Books(partition)) for partition in range(3)]
+    for partition, fold in enumerate(folds):
+        feed(fold, [e for e in events if isinstance(e, WalletEvent) and int(e.wallet[1:]) % 3 == partition])
+    assert digest(fold.books for fold in folds) == DIGEST
+    assert sum((fold.outcomes for fold in folds), Counter()) == OUTCOMES
