@@ -17,7 +17,14 @@ from infra.errors import AccountRefused, Unreachable
 from infra.postgres import describe_url
 from ledger import money
 from ledger.rules import APPROVAL_ABOVE_NANO, approved
-from schemas.events import AMOUNT_NANO_MAX, AdjustmentPosted, Asset, WalletCredited
+from schemas.events import (
+    AMOUNT_NANO_MAX,
+    AdjustmentPosted,
+    Asset,
+    ProviderRegistered,
+    SandboxFunded,
+    WalletCredited,
+)
 from schemas.keys import ENTROPY_BYTES, Tier, mint, parse
 from schemas.topics import partition_of
 
@@ -29,7 +36,7 @@ OPEN_MAX: dict[Tier, int] = {"dev": 10, "pro": 200, "ent": 1000}
 
 _TIMEOUT_S = 10
 
-Append = Callable[[WalletCredited | AdjustmentPosted], Awaitable[object]]
+Append = Callable[[WalletCredited | AdjustmentPosted | SandboxFunded | ProviderRegistered], Awaitable[object]]
 """Appends an event to the ledger log and returns when it is acknowledged."""
 
 

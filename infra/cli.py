@@ -18,10 +18,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("infra.commands.doctor:doctor", "What is wrong, and what to do about it."),
     "keys": ("infra.commands.keys:keys", "Create, list and revoke API keys."),
     "wallet": ("infra.commands.wallet:wallet", "Create, show, credit and correct wallets."),
-    "ledger": (
-        "ledger.commands:group",
-        "Replay, verify, rebuild, archive and export the books.",
-    ),
+    "providers": ("infra.commands.provider_register:providers", "Register providers, and where their payouts go."),
+    "epochs": ("infra.commands.epochs:epochs", "Close, list and show epochs, fund the sandbox."),
+    "ledger": ("ledger.commands:group", "Replay, verify, rebuild, archive and export the books."),
 }
 """Name: where its click command is ("module:attribute"), and the line for it in the help."""
 

@@ -13,7 +13,9 @@
     ├── MigrationFailed       the database is not in a state that the migrations can bring forward
     ├── TopicMismatch         a topic exists in another shape than declared
     ├── AccountRefused        a wallet or key command that cannot be carried out
-    └── RebuildFailed         schema derived could not be made anew; the live one is as it was
+    ├── RebuildFailed         schema derived could not be made anew; the live one is as it was
+    ├── FactRefused           a fact for the ledger log that cannot be appended
+    └── EpochNotClosed        there is no such epoch, or it cannot be closed now
 
 Everything else is a bug and keeps its traceback.
 """
@@ -75,3 +77,11 @@ class AccountRefused(ShrkError):
 
 class RebuildFailed(ShrkError):
     """Schema derived could not be made anew; the live one is as it was."""
+
+
+class FactRefused(ShrkError):
+    """A fact for the ledger log that cannot be appended."""
+
+
+class EpochNotClosed(ShrkError):
+    """There is no such epoch, or it cannot be closed now."""

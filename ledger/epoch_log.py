@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ledger.archive import Archive
 from ledger.epochs import counts
 from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt, LedgerError
@@ -14,6 +13,9 @@ from ledger.reader import LedgerReader, Record, event_of
 from schemas.events import EpochClosed
 from schemas.settings import Settings
 from schemas.topics import SETTLEMENT_KEY, partition_of
+
+if TYPE_CHECKING:
+    from ledger.archive import Archive  # whoever has none is spared pyarrow
 
 _KEY = SETTLEMENT_KEY.encode()
 

@@ -63,7 +63,7 @@ async def snapshot(db: Any, partitions: int, since: Sequence[int]) -> Snapshot:
             moved = (0, 0, 0) if place is None else (place["next"], place["max_event_ms"], place["rejected"])
             fingerprint.partition(partition, *moved)
             async for row in accounts.of(partition):
-                account, asset, nano = row["account"], row["asset"], row["balance_nano"]
+                account, asset, nano = row["account"], row["asset"], int(row["balance_nano"])
                 fingerprint.account(account, asset, nano, row["entries"])
                 if account.startswith("provider:"):
                     key = (account.removeprefix("provider:"), asset)
@@ -81,7 +81,7 @@ async def earned(db: Any, since: Sequence[int], cut: Sequence[int]) -> list[tupl
     for partition, (first, following) in enumerate(zip(since, cut, strict=True)):
         for row in await db.fetch(SQL["epoch_earnings"], partition, first, following):
             key = (row["account"].removeprefix("provider:"), row["asset"])
-            out.append((key, row["earned_nano"], row["sandbox_nano"]))
+            out.append((key, int(row["earned_nano"]), int(row["sandbox_nano"])))
     return out
 
 
@@ -133,8 +133,9 @@ async def _load(db: Any, partitions: int) -> State:
     fold.trees = [BlockTree(size, bytes(data)) for size, data in zip(last.cut, row["trees"], strict=True)]
     for one in await db.fetch("select * from derived.entitlements where epoch = $1", last.epoch):
         key = (one["provider"], one["asset"])
-        fold.entitled[key] = Entitlement(**{name: one[name] for name in Entitlement._fields})
-        fold.earned[key] = Earned(one["earned_nano"], one["sandbox_earned_nano"])
+        entitlement = Entitlement(**{name: int(one[name]) for name in Entitlement._fields})
+        fold.entitled[key] = entitlement
+        fold.earned[key] = Earned(entitlement.earned_nano, entitlement.sandbox_earned_nano)
     recipients = (
         "select distinct on (provider) * from derived.recipients where epoch <= $1 order by provider, epoch desc"
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, NamedTuple
@@ -131,9 +132,18 @@ class Epochs:
     async def _current(self) -> State:
         """The state that the rows are in, loaded anew where another process, or a hand, has changed it."""
         if self._state is None or await epoch_rows.last_number(self._db) != self._state.number:
-            self._state = await epoch_rows.load(self._db, self._partitions)
+            self._state = await self._load()
             self._scanned = 0 if self._state.place is None else self._state.place.offset + 1
         return self._state
+
+    async def _load(self) -> State:
+        try:
+            return await epoch_rows.load(self._db, self._partitions)
+        except (ValueError, TypeError) as error:
+            raise EpochRefused(
+                "the rows of the last epoch were changed by hand: delete them from derived.epochs, and they are made "
+                "again from the log"
+            ) from error
 
     async def _scan(self, state: State, end: int) -> list[tuple[EpochClosed, Position]]:
         found = list[tuple[EpochClosed, Position]]()
@@ -185,7 +195,7 @@ class Epochs:
 
     async def _prepare(self, terms: Terms, now_ms: int) -> EpochClosed:
         await self.follow()
-        state = await epoch_rows.load(self._db, self._partitions)  # one of our own, to be used up
+        state = await self._load()  # one of our own, to be used up
         taken = await epoch_rows.snapshot(self._db, self._partitions, state.cut)
         if any(new < old for new, old in zip(taken.cut, state.cut, strict=True)):
             raise NotRead(f"the books have not read up to the cut of epoch {state.number}: they are being made again")
@@ -196,6 +206,8 @@ class Epochs:
         _check(taken, chains, fold)
         if not fold.new_records:
             raise NothingToClose(f"nothing has happened since epoch {state.number}" if state.last else "no log yet")
+        if state.last is not None and state.last.terms != terms:
+            log.warning("epoch %d is to be paid under other terms than the one before", state.number + 1)
         before = fold.entitled
         closing = fold.closing(terms)
         if wrong := payable_faults(before, closing, terms):
@@ -218,9 +230,13 @@ class Epochs:
 
     async def _read_back(self, event: EpochClosed) -> Closed:
         """What the log has under the event's number: ours, or that of another closer who was first."""
-        async with asyncio.timeout(READ_BACK_TIMEOUT_S):
-            while (state := await self.follow()).number < event.epoch:
-                await asyncio.sleep(POLL_S)
+        until_s = time.monotonic() + READ_BACK_TIMEOUT_S
+        while (state := await self.follow()).number < event.epoch:
+            if time.monotonic() > until_s:
+                raise NotRead(
+                    f"epoch {event.epoch} was appended and cannot be read back yet; it counts once it is read"
+                )
+            await asyncio.sleep(POLL_S)
         if state.number != event.epoch:
             row = await self._db.fetchrow("select * from derived.epochs where number = $1", event.epoch)
             found, place = epoch_rows.event_of_row(row), Position(row["partition"], row["offset"])

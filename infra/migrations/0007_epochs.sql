@@ -25,11 +25,11 @@ create table derived.entitlements (
     epoch                bigint not null,
     provider             text not null,
     asset                text not null check (asset in ('SHIVER', 'USDC')),
-    earned_nano          bigint not null,                   -- all amounts are cumulative; see ledger/entitlements.py
-    sandbox_earned_nano  bigint not null,
-    sandbox_payable_nano bigint not null,
-    entitled_nano        bigint not null,
-    debt_nano            bigint not null,
+    earned_nano          numeric(38, 0) not null,           -- cumulative, as all amounts; see ledger/entitlements.py
+    sandbox_earned_nano  numeric(38, 0) not null,
+    sandbox_payable_nano numeric(38, 0) not null,
+    entitled_nano        numeric(38, 0) not null,
+    debt_nano            numeric(38, 0) not null,
     recipient            text,                              -- of its leaf, or registered; null without one
     amount               numeric not null,                  -- of its leaf, in the token's smallest units; 0 without one
     waits                text not null,                     -- why it has no leaf; empty where it has one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import signal
 import sys
 from decimal import Decimal
@@ -23,12 +24,16 @@ from epochs_kit import (
     funded,
     registered,
 )
-from ledger_kit import T0_MS, adjusted
+from ledger_kit import T0_MS, accepted, adjusted, new_id, usage, wallet_in
+from streams_kit import StreamsProcess
 
+from ledger.block_tree import BlockTree
+from ledger.merkle import record_leaf, root_of
 from ledger.payout_tree import Leaf, StandardTree
 from ledger.reader import LedgerReader
 from schemas import topics
-from schemas.events import EpochClosed, parse
+from schemas.events import EpochClosed, Event, ModelPrice, parse
+from streams import epoch_rows
 from streams.epoch_schedule import EpochSettings, Schedule
 from streams.epochs import EpochRefused, NothingToClose, NotRead
 
@@ -78,7 +83,7 @@ async def test_an_epoch_says_what_the_log_makes_at_its_cut(
     balances = {
         (row["account"].removeprefix("provider:"), row["asset"]): row["nano"]
         for row in await books.fetch(
-            "select account, asset, sum(balance_nano)::bigint as nano from derived.accounts "
+            "select account, asset, sum(balance_nano) as nano from derived.accounts "
             "where account like 'provider:%' group by 1, 2"
         )
     }
@@ -88,7 +93,8 @@ async def test_an_epoch_says_what_the_log_makes_at_its_cut(
         token = TERMS.tokens[0 if row["asset"] == "SHIVER" else 1]
         free = row["earned_nano"] - row["sandbox_earned_nano"]
         assert row["entitled_nano"] == free + row["sandbox_payable_nano"]
-        unit = row["entitled_nano"] * 10**9 if row["asset"] == "SHIVER" else row["entitled_nano"] // 1000
+        entitled = int(row["entitled_nano"])
+        unit = entitled * 10**9 if row["asset"] == "SHIVER" else entitled // 1000
         assert row["amount"] == Decimal(unit)
         leaves.append(
             Leaf(TERMS.chain_id, TERMS.contract, token.token, row["provider"], address_of(row["provider"]), unit)
@@ -101,6 +107,28 @@ async def test_an_epoch_says_what_the_log_makes_at_its_cut(
     assert place >= second.cut[topics.partition_of(topics.SETTLEMENT_KEY.encode(), P)]
     waiting = await books.fetch("select waits from derived.entitlements where epoch = 1 and provider = 'p3'")
     assert {row["waits"] for row in waiting} == {"no recipient is registered"}
+
+
+async def test_the_snapshot_is_of_one_moment(
+    ledger_log: str, books: asyncpg.Pool, books_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the snapshot is taken the projection reads on: nothing of that may be seen."""
+    await append_all(ledger_log, earnings(1))
+    await project(ledger_log, books)
+    await append_all(ledger_log, earnings(2))
+    offsets = epoch_rows._offsets
+
+    async def then_the_books_move(db: Any) -> Any:
+        rows = await offsets(db)
+        await project(ledger_log, books)
+        return rows
+
+    async with epochs_of(ledger_log, books_url) as epochs:
+        monkeypatch.setattr(epoch_rows, "_offsets", then_the_books_move)
+        closed = await epochs.close(TERMS, T0_MS)
+    assert sum(closed.event.cut) < sum([row["next"] for row in await offsets(books)])
+    result = await shrk(ledger_log, books_url, "verify")
+    assert result.exit_code == 0, result.output
 
 
 async def test_nothing_new_is_no_epoch(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:
@@ -273,3 +301,100 @@ async def test_the_schedule_closes_once_an_interval_and_one_for_all_that_were_mi
     assert [event.at_ms for _, event in await closed_events(ledger_log)] == [
         T0_MS + HOUR_MS, T0_MS + 6 * HOUR_MS, T0_MS + 7 * HOUR_MS,
     ]  # fmt: skip
+
+
+async def test_rows_changed_by_hand_refuse_and_are_made_again(
+    ledger_log: str, books: asyncpg.Pool, books_url: str
+) -> None:
+    await closed_twice(ledger_log, books_url, books)
+    before = await rows_of(books)
+    await append_all(ledger_log, earnings(5))
+    await project(ledger_log, books)
+    for damage in ("trees = '{}'", "digest = 'x'", "trees[1] = '\\x00'"):
+        await books.execute(f"update derived.epochs set {damage} where number = 2")
+        async with epochs_of(ledger_log, books_url) as epochs:
+            with pytest.raises(EpochRefused, match="changed by hand"):
+                await epochs.close(TERMS, T0_MS)
+            await books.execute("delete from derived.epochs where number = 2")
+            await epochs.follow()
+        assert await rows_of(books) == before
+
+
+async def test_the_streams_close_a_missed_epoch_once_at_their_start(
+    ledger_log: str, books: asyncpg.Pool, books_url: str, tmp_path: Path
+) -> None:
+    past = [event.model_copy(update={"at_ms": T0_MS - 10**12}) for event in earnings(1)]
+    await append_all(ledger_log, past)
+    both = [
+        StreamsProcess(ledger_log, books_url, P, tmp_path / f"{n}.log", SHRK_EPOCH_INTERVAL="day") for n in range(2)
+    ]
+    try:
+        for process in both:
+            process.start()
+        async with asyncio.timeout(60):
+            while not await books.fetchval("select count(*) from derived.epochs"):
+                await asyncio.sleep(0.1)
+        await append_all(ledger_log, earnings(2))  # more happens on the same day
+        await asyncio.sleep(5)
+    finally:
+        for process in both:
+            process.close()
+    assert [event.epoch for _, event in await closed_events(ledger_log)] == [1], both[0].text() + both[1].text()
+    await project(ledger_log, books)
+    result = await shrk(ledger_log, books_url, "verify")
+    assert result.exit_code == 0, result.output
+    assert "1 epochs verified" in result.output
+
+
+async def test_entitlements_beyond_64_bits(ledger_log: str, books: asyncpg.Pool, books_url: str) -> None:
+    greatest = 10**18
+    price = ModelPrice(model="m", in_nano=greatest, out_nano=0)
+    many: list[Event] = [registered("p1", address_of("p1"))]
+    for number in range(16):
+        rid, wallet = new_id(), wallet_in(number % P, P)
+        many += [accepted(rid, wallet, hold_nano=greatest, prices=(price,)), usage(rid, wallet=wallet)]
+    earned = 16 * (greatest * 99 // 100 * 90 // 100)
+    assert earned > 2**63
+    for epoch in (1, 2):
+        await append_all(ledger_log, [*many, funded(epoch, str(epoch))])
+        await project(ledger_log, books)
+        async with epochs_of(ledger_log, books_url) as epochs:
+            assert (await epochs.close(TERMS, T0_MS)).event.epoch == epoch
+    rows = await books.fetch("select * from derived.entitlements order by epoch")
+    assert [row["earned_nano"] for row in rows] == [row["entitled_nano"] for row in rows] == [earned, earned]
+    assert rows[0]["amount"] == earned * 10**9
+    assert (await shrk(ledger_log, books_url, "verify")).exit_code == 0
+    await books.execute("update derived.entitlements set entitled_nano = entitled_nano + 1 where epoch = 1")
+    result = await shrk(ledger_log, books_url, "verify")
+    assert f"entitled_nano is {earned + 1}, the log makes {earned}" in result.output
+
+
+async def test_roots_of_blocks_are_kept_for_proofs(
+    ledger_log: str, books: asyncpg.Pool, books_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = functools.partial(BlockTree, block_bits=3)  # 8 records, where it is 2**17
+    monkeypatch.setattr("ledger.epochs.BlockTree", small)
+    monkeypatch.setattr("streams.epoch_rows.BlockTree", small)
+    await closed_twice(ledger_log, books_url, books)
+    cut = await books.fetchval("select cut from derived.epochs where number = 2")
+    wanted = []
+    async with LedgerReader(ledger_log, P, client_id="test") as reader:
+        for partition, end in enumerate(cut):
+            found = [r async for records in reader.read({}, {partition: end}) for r in records]
+            blocks = [found[at : at + 8] for at in range(0, len(found) - 7, 8)]
+            wanted += [(partition, n, root_of([record_leaf(*r) for r in block])) for n, block in enumerate(blocks)]
+    assert len(wanted) > P
+    before = await rows_of(books)
+    assert before["tree_blocks"] == sorted(wanted, key=str)
+    await books.execute("delete from derived.tree_blocks; delete from derived.epochs")
+    async with epochs_of(ledger_log, books_url) as epochs:
+        await epochs.follow()
+    assert await rows_of(books) == before
+    assert (await shrk(ledger_log, books_url, "verify")).exit_code == 0
+    for damage, words in (
+        ("update derived.tree_blocks set root = sha256('') where partition = 1 and block = 1", "another root"),
+        ("delete from derived.tree_blocks where partition = 1 and block = 1", "PostgreSQL has none"),
+    ):
+        await books.execute(damage)
+        result = await shrk(ledger_log, books_url, "verify")
+        assert f"block 1 of partition 1: {words}" in result.output
