@@ -18,7 +18,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("infra.commands.doctor:doctor", "What is wrong, and what to do about it."),
     "keys": ("infra.commands.keys:keys", "Create, list and revoke API keys."),
     "wallet": ("infra.commands.wallet:wallet", "Create, show, credit and correct wallets."),
-    "providers": ("infra.commands.provider_register:providers", "Register providers, and where their payouts go."),
+    "models": ("infra.commands.models:models", "List, price, alias and remove models."),
+    "providers": ("infra.commands.providers:providers", "Register and list providers, say how far one is trusted."),
     "epochs": ("infra.commands.epochs:epochs", "Close, list and show epochs, fund the sandbox."),
     "ledger": ("ledger.commands:group", "Replay, verify, rebuild, archive and export the books."),
 }

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ledger import commands_archive, commands_errata, commands_exports
+from ledger import commands_archive, commands_errata, commands_exports, commands_proofs
 from ledger.commands_errata import errata_of, errata_option
 from ledger.commands_rules import rules
 from ledger.compare import Comparison, connected
-from ledger.console import bar, run_shell, settings_of, table
+from ledger.console import bar, parse_request_id, run_shell, settings_of, table
 from ledger.epoch_log import places_of_epochs
 from ledger.errata import Errata
 from ledger.invariants import overdrawn
@@ -26,8 +25,6 @@ from schemas.settings import Settings
 if TYPE_CHECKING:
     from ledger.archive import Archive
 
-_REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-
 
 @click.group("ledger")
 def group() -> None:
@@ -37,6 +34,7 @@ def group() -> None:
 commands_archive.register(group)
 commands_exports.register(group)
 commands_errata.register(group)
+commands_proofs.register(group)
 group.add_command(rules)
 
 
@@ -77,10 +75,11 @@ def entries(ctx: click.Context, request_id: str) -> None:
 
     REQUEST_ID is that of x-shiver-request-id, or a completion's id (chatcmpl-...).
     """
-    match = _REQUEST_ID.fullmatch(request_id.strip())
-    if match is None:
-        raise click.BadParameter(f"{request_id!r} is no request id", ctx, param_hint="REQUEST_ID")
-    run_shell(_entries(settings_of(ctx), match[1]))
+    try:
+        found = parse_request_id(request_id)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param_hint="REQUEST_ID") from None
+    run_shell(_entries(settings_of(ctx), found))
 
 
 async def _replay(settings: Settings, archive: Archive | None, errata: Errata, plain: bool) -> bool:

@@ -64,7 +64,7 @@ async def places_of_epochs(
     try:
         async with aclosing(_records(settings, archive, home, errata)) as batches:
             async for records in batches:
-                _collect(records, settings.ledger_partitions, found, errata)
+                collect(records, settings.ledger_partitions, found, errata)
                 if up_to is not None and len(found) >= up_to:
                     return found[:up_to]
     except LedgerCorrupt:
@@ -84,7 +84,7 @@ def archived_epochs(archive: Archive) -> list[EpochPlace]:
     found = list[EpochPlace]()
     try:
         for _, records in archive.read({}, {home: archive.ends()[home]}):
-            _collect(records, partitions, found, archive.errata)
+            collect(records, partitions, found, archive.errata)
     except LedgerCorrupt:
         pass
     return found
@@ -108,7 +108,8 @@ async def _records(
                 yield records
 
 
-def _collect(records: list[Record], partitions: int, found: list[EpochPlace], errata: Errata) -> None:
+def collect(records: list[Record], partitions: int, found: list[EpochPlace], errata: Errata = NO_ERRATA) -> None:
+    """Adds what ends an epoch among the next records of that partition. Raises LedgerCorrupt."""
     for record in records:
         partition, offset, key, _ = record
         if key != _KEY:

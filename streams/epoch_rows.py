@@ -20,7 +20,7 @@ from streams.sql import statements
 #: Whoever writes the rows of an epoch holds it until the commit.
 WRITE_LOCK = 7_311_805
 _PREFETCH_ROWS = 1000
-SQL = statements()
+_SQL = statements()
 
 
 class State(NamedTuple):
@@ -54,8 +54,8 @@ async def snapshot(db: Any, partitions: int, since: Sequence[int]) -> Snapshot:
     """All of it in one REPEATABLE READ transaction: nothing of it can belong to another moment."""
     async with db.transaction(isolation="repeatable_read", readonly=True):
         rows = {row["partition"]: row for row in await _offsets(db)}
-        accounts = _Ordered(db.cursor(SQL["epoch_accounts"], prefetch=_PREFETCH_ROWS))
-        requests = _Ordered(db.cursor(SQL["epoch_open_requests"], prefetch=_PREFETCH_ROWS))
+        accounts = _Ordered(db.cursor(_SQL["epoch_accounts"], prefetch=_PREFETCH_ROWS))
+        requests = _Ordered(db.cursor(_SQL["epoch_open_requests"], prefetch=_PREFETCH_ROWS))
         fingerprint = Fingerprint()
         balances = dict[Key, int]()
         for partition in range(partitions):
@@ -79,7 +79,7 @@ async def earned(db: Any, since: Sequence[int], cut: Sequence[int]) -> list[tupl
     """What providers earned between two cuts, and what of it the sandbox paid. The books must have read so far."""
     out = list[tuple[Key, int, int]]()
     for partition, (first, following) in enumerate(zip(since, cut, strict=True)):
-        for row in await db.fetch(SQL["epoch_earnings"], partition, first, following):
+        for row in await db.fetch(_SQL["epoch_earnings"], partition, first, following):
             key = (row["account"].removeprefix("provider:"), row["asset"])
             out.append((key, int(row["earned_nano"]), int(row["sandbox_nano"])))
     return out

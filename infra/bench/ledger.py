@@ -25,20 +25,18 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import asyncpg
-
 from infra.bench.ledger_peers import EXPORTED_EVENTS, TIGERBEETLE, Peer, eventsourcing, hledger
+from infra.bench.ledger_projection import Projected, project
 from infra.bench.machine import this_machine
 from infra.bench.report import RESULTS, Bar, markdown, write
-from infra.bench.servers import ROOT
-from infra.errors import ChildFailed, ShrkError
+from infra.errors import ShrkError
 from infra.kafka.broker import Broker
 from infra.kafka.jars import ensure_jars
 from infra.kafka.java import find_java
 from infra.kafka.topics import create_topics
 from infra.migrate import migrate
 from infra.postgres import Postgres
-from infra.process import ChildSpec, LogFile, running
+from infra.process import LogFile, running
 from ledger.archive import Archive, write_archive
 from ledger.bulk import fold_archive
 from ledger.log import LedgerError, LedgerWriter
@@ -55,10 +53,6 @@ _OPEN_REQUESTS = 500
 _APPEND_AT_ONCE = 5_000
 _T0_MS = 1_800_000_000_000
 _PRICE = ModelPrice(model="shark-mini", in_nano=100_000, out_nano=200_000)
-_POLL_S = 0.1
-#: Where a slow machine is given up.
-_EVENTS_PER_S_MIN = 200
-_RESTARTS_MAX = 20
 KAFKA, KAFKA_PLAIN = "replay from Kafka", "replay from Kafka, record by record"
 ARCHIVE, ARCHIVE_PLAIN = "replay from the archive", "replay from the archive, record by record"
 
@@ -132,46 +126,6 @@ async def append(settings: Settings, count: int) -> Rate:
     return Rate("append to Kafka, acked", count, seconds)
 
 
-async def project(settings: Settings, count: int, folder: Path) -> tuple[Rate, int]:
-    """The streams process, from its first transaction to its last, and how often it had to be started again.
-
-    Its first start is not counted, any further one is.
-    """
-    spec = ChildSpec(
-        name="streams",
-        argv=(sys.executable, "-P", "-m", "streams"),
-        env={
-            "SHRK_KAFKA": settings.kafka,
-            "SHRK_DATABASE_URL": settings.database_url,
-            "SHRK_LEDGER_PARTITIONS": str(settings.ledger_partitions),
-            "PYTHONPATH": str(ROOT),
-        },
-    )
-    log, restarts = LogFile(folder / "streams.log"), 0
-    db = await asyncpg.connect(settings.database_url)
-    try:
-        deadline_s = time.monotonic() + 60 + count / _EVENTS_PER_S_MIN
-        first: tuple[float, int] | None = None
-        while True:
-            with running(spec, log) as process:
-                while process.poll() is None:
-                    done = await db.fetchval("select coalesce(sum(next), 0)::bigint from derived.offsets")
-                    now_s = time.perf_counter()
-                    if done and first is None:
-                        first = (now_s, done)
-                    if first is not None and done >= count:
-                        seconds = max(now_s - first[0], _POLL_S)
-                        return Rate("projection into PostgreSQL", done - first[1], seconds), restarts
-                    if time.monotonic() > deadline_s:
-                        raise ChildFailed(f"streams got to {done:,} of {count:,} events: {log.last_line()}")
-                    await asyncio.sleep(_POLL_S)
-            restarts += 1  # as the supervisor of `shrk up` does it
-            if restarts > _RESTARTS_MAX:
-                raise ChildFailed(f"streams ended {restarts} times: {log.last_line()}")
-    finally:
-        await db.close()
-
-
 async def archive(settings: Settings, folder: Path) -> Rate:
     """With its tail, so that all is in it."""
     began_s = time.perf_counter()
@@ -202,10 +156,10 @@ async def replay_archive(settings: Settings, folder: Path, *, plain: bool) -> tu
 
 
 class Measured(NamedTuple):
-    """Every rate, how often streams had to be started again, the archive's size, the digest of all replays, peers."""
+    """Every rate, how the projection went, the archive's size, the digest of all replays, peers."""
 
     rates: list[Rate]
-    restarts: int
+    projected: Projected
     archive_bytes: int
     digest: str
     peers: list[Peer]
@@ -216,8 +170,8 @@ async def measure(count: int) -> Measured:
     async with _servers() as (settings, folder):
         rates = [await append(settings, count)]
         _say(rates[-1])
-        rate, restarts = await project(settings, count, folder)
-        rates.append(rate)
+        projected = await project(settings, count, folder)
+        rates.append(Rate(projected.what, projected.events, projected.seconds))
         _say(rates[-1])
         rates.append(await archive(settings, folder / "archive"))
         _say(rates[-1])
@@ -234,7 +188,7 @@ async def measure(count: int) -> Measured:
                 _say(rate)
         if len(digests) > 1:
             raise ShrkError(f"the replays do not agree: {sorted(digests)}")
-    return Measured(rates, restarts, size, digest, compare(count))
+    return Measured(rates, projected, size, digest, compare(count))
 
 
 def compare(count: int) -> list[Peer]:
@@ -298,7 +252,7 @@ def table(measured: Measured) -> str:
         f"{LEDGER_PARTITIONS_DEV} partitions",
         f"- the archive has {measured.archive_bytes / rates[0].events:.0f} bytes an event; all replays gave digest "
         f"{measured.digest}",
-        f"- the streams process ended and was started again {measured.restarts} times meanwhile",
+        f"- {measured.projected.note()}",
         "- hledger parses text and checks assertions; eventsourcing's events have two fields of their own, ours up to "
         "16, and four postings",
         *[f"- {peer.what}: not measured, {peer.missing}" for peer in measured.peers if peer.missing],
@@ -331,7 +285,7 @@ def main(args: list[str]) -> int:
     text = table(measured)
     rates = {rate.what: round(rate.per_s) for rate in measured.rates}
     rates |= {peer.what: round(peer.events / peer.seconds) for peer in measured.peers if not peer.missing}
-    data = {"events": count, "digest": measured.digest, "streams_restarts": measured.restarts, "rates": rates}
+    data = {"events": count, "digest": measured.digest, "streams_restarts": measured.projected.restarts, "rates": rates}
     write("ledger", this_machine(), text, data, results)
     print(f"\n{text}", flush=True)
     return 0

@@ -20,7 +20,7 @@ from infra.errors import MachineUnfit, ShrkError
 from ledger.apply import step
 from ledger.books import Books
 from ledger.exports.hledger import Hledger
-from ledger.exports.transactions import Head, Tally, sort_key, transaction_of
+from ledger.exports.transactions import Head, Tally, by_epoch, transaction_of
 from ledger.exports.write import export
 from schemas.events import Event
 
@@ -75,7 +75,7 @@ def _export(events: Iterable[Event], journal: Path) -> int:
             transactions.append(transaction)
     head = Head({0: books.next_offset}, None, None, tally)
     with journal.open("w") as file:
-        file.writelines(export(Hledger(), head, sorted(transactions, key=sort_key)))
+        file.writelines(export(Hledger(), head, sorted(transactions, key=by_epoch)))
     return books.next_offset
 
 

@@ -164,7 +164,7 @@ async def test_a_dead_node_is_a_true_503(faulty: Running) -> None:
         stream = await Stream().run(faulty)
     assert stream.status == 503
     assert stream.error is not None
-    assert stream.error["code"] == "provider_failed"
+    assert stream.error["code"] == "all_providers_failed"
     row = await _row(faulty, stream.request_id)
     assert (row["status"], row["charge_nano"]) == ("failed", 0)
     await faulty.quiet()

@@ -11,7 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import ConsumerGroupState, KafkaException
+from confluent_kafka.admin import AdminClient
+
 from schemas import topics
+from streams.app import GROUP
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,6 +41,9 @@ class StreamsProcess:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "streams"], env=self._env, stdout=out, stderr=out, start_new_session=True
             )
+
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def kill(self, how: signal.Signals = signal.SIGKILL) -> None:
         assert self.process is not None
@@ -68,3 +75,22 @@ async def read_up_to(db: Any, ends: Mapping[int, int], timeout_s: float) -> None
             if all(places.get(partition, 0) >= end for partition, end in ends.items()):
                 return
             await asyncio.sleep(0.05)
+
+
+async def shared_by(kafka: str, workers: int, timeout_s: float = 60) -> None:
+    """Wait until exactly so many living processes share the log's partitions. Raises TimeoutError."""
+    admin = AdminClient({"bootstrap.servers": kafka, "log_level": 0})
+    async with asyncio.timeout(timeout_s):
+        while await asyncio.to_thread(_sharing, admin) != workers:
+            await asyncio.sleep(0.1)
+
+
+def _sharing(admin: AdminClient) -> int | None:
+    """The members of the projection's group, if all have partitions; None while they are being shared out."""
+    try:
+        group = admin.describe_consumer_groups([GROUP])[GROUP].result(10)
+    except KafkaException:  # the broker is still loading the group
+        return None
+    if group.state != ConsumerGroupState.STABLE or not all(m.assignment.topic_partitions for m in group.members):
+        return None
+    return len(group.members)

@@ -125,6 +125,31 @@ async def test_c2_records_that_come_again_are_trimmed(projection: Projection, bo
     assert await everything(books) == before
 
 
+async def test_s6_what_fails_at_its_commit_has_changed_nothing(projection: Projection, books: asyncpg.Pool) -> None:
+    """As a kill in the last instant: whatever was written beside the transaction would stay, and count twice."""
+    rid = await admission(books, W)
+    await books.execute(
+        "create function planted() returns trigger language plpgsql as $$ begin raise 'planted'; end $$"
+    )
+    await books.execute(
+        "create constraint trigger planted after update on derived.offsets deferrable initially deferred "
+        "for each row execute function planted()"
+    )
+    log = by_partition([*load(6, 200), accepted(rid, W), usage(rid, 10, W)])
+    before = await everything(books)
+    for partition, rows in log.items():
+        with pytest.raises(asyncpg.RaiseError, match="planted"):
+            await projection.apply(partition, rows)
+    assert await everything(books) == before
+    assert await books.fetchval("select count(*) from state.admissions") == 1
+    assert await books.fetchval("select held_nano from state.wallets") == 5
+    await books.execute("drop trigger planted on derived.offsets")
+    for partition, rows in log.items():
+        await projection.apply(partition, rows)
+    assert await balances(books) == folded(log)
+    assert await books.fetchval("select count(*) from state.admissions") == 0
+
+
 async def test_two_workers_on_one_partition_apply_each_record_once(projection: Projection, books: asyncpg.Pool) -> None:
     rows = by_partition(load(3, 200))[0]
     await asyncio.gather(*(projection.apply(0, rows) for _ in range(4)))

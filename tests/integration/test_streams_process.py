@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -11,13 +12,17 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka import AIOKafkaProducer
 from click.testing import CliRunner
 from ledger_kit import credited, drop_topic, load, make_topic, wallet_in
-from streams_kit import StreamsProcess, read_up_to
+from streams_kit import StreamsProcess, read_up_to, shared_by
 
+from infra.process import LogFile
 from ledger import commands
 from ledger.log import LedgerWriter
 from ledger.reader import LedgerReader
+from schemas import topics
+from schemas.events import dump
 
 P = 4
 
@@ -29,14 +34,11 @@ def streams(ledger_log: str, books_url: str, tmp_path: Path) -> Iterator[Streams
     process.close()
 
 
-async def append(kafka: str, many: list[Any], rate: float | None = None) -> None:
-    writer = LedgerWriter(kafka, P, client_id="test", backlog_max=100_000)
+async def append(kafka: str, many: list[Any]) -> None:
+    writer = LedgerWriter(kafka, P, client_id="test")
     await writer.start()
-    acks = []
-    for at in range(0, len(many), 200):
-        acks += [writer.append(event) for event in many[at : at + 200]]
-        await asyncio.sleep(200 / rate if rate else 0)
-    await asyncio.gather(*acks)
+    for at in range(0, len(many), 1000):
+        await asyncio.gather(*(writer.append(event) for event in many[at : at + 1000]))
     assert await writer.stop() == 0
 
 
@@ -45,34 +47,72 @@ async def log_ends(kafka: str) -> dict[int, int]:
         return await reader.ends()
 
 
-async def test_kill_9_under_load_leaves_the_books_exact(
-    ledger_log: str, books: asyncpg.Pool, books_url: str, streams: StreamsProcess, capsys: pytest.CaptureFixture[str]
+#: Of each round: how many processes share the partitions, and how many of them are killed in it.
+ROUNDS = [(1, 1), (2, 2), (1, 1), (2, 1), (2, 2)]
+
+
+async def test_kill_9_at_random_leaves_300000_events_exact(
+    ledger_log: str, books: asyncpg.Pool, books_url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    many = load(11, 10_500)
-    began_s = time.monotonic()
-    streams.start()
-    feeding = asyncio.create_task(append(ledger_log, many, rate=4_000))
+    """Each round has its share of the events, so that every kill comes in the middle of work, on any machine."""
+    seed = random.randrange(2**32)
+    rng, began_s, kills = random.Random(seed), time.monotonic(), 0
+    with capsys.disabled():
+        print(f"\nkill -9 at random: seed {seed}")
+    many = load(seed, 116_000, wallets=200)
+    assert len(many) >= 300_000
+    share = len(many) // len(ROUNDS)
+    pair = [StreamsProcess(ledger_log, books_url, P, tmp_path / f"streams-{n}.log") for n in range(2)]
+    feeding: asyncio.Task[None] | None = None
     try:
-        for _ in range(3):
-            before = await applied(books)
-            async with asyncio.timeout(40):  # a killed member blocks its partitions for the session timeout
-                while await applied(books) < before + 500:
-                    await asyncio.sleep(0.02)
-            streams.kill()
-            await streams.ended(5)
-            streams.start()
-        await feeding
+        for number, (workers, victims) in enumerate(ROUNDS):
+            await _run(pair, workers)
+            await shared_by(ledger_log, workers)
+            last = number == len(ROUNDS) - 1
+            part = many[number * share : len(many) if last else (number + 1) * share]
+            feeding = asyncio.create_task(append(ledger_log, part))
+            at = number * share
+            for victim in rng.sample(pair[:workers], victims):
+                at = rng.randrange(at + 1, number * share + share * 4 // 5)
+                await _until_applied(books, at)
+                await asyncio.sleep(rng.random() * 0.1)
+                victim.kill()
+                kills += 1
+                assert await victim.ended(5) == -signal.SIGKILL, victim.text()
+            await feeding
+        await _run(pair, 1)
+        ends = await log_ends(ledger_log)
+        await read_up_to(books, ends, 120)
+        assert sum(ends.values()) >= len(many)
+        assert kills >= 5
     finally:
-        feeding.cancel()
-    ends = await log_ends(ledger_log)
-    await read_up_to(books, ends, 60)
-    assert sum(ends.values()) >= 19_000
+        if feeding is not None:
+            feeding.cancel()
+        for process in pair:
+            process.close()
     env = {"SHRK_KAFKA": ledger_log, "SHRK_DATABASE_URL": books_url, "SHRK_LEDGER_PARTITIONS": str(P)}
     result = await asyncio.to_thread(CliRunner(env=env).invoke, commands.group, ["replay", "--compare"])
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, f"seed {seed}: {result.output}"
     assert "PostgreSQL is the same at these offsets" in result.output
     with capsys.disabled():
-        print(f"\n{sum(ends.values()):,} events, 3 SIGKILLs, exact, {time.monotonic() - began_s:.0f} s")
+        print(f"{len(many):,} events, {kills} SIGKILLs, exact, {time.monotonic() - began_s:.0f} s")
+
+
+async def _run(pair: list[StreamsProcess], workers: int) -> None:
+    """That many of the pair, the others stopped in good order."""
+    for process in pair[:workers]:
+        if not process.runs():
+            process.start()
+    for process in pair[workers:]:
+        if process.runs():
+            process.kill(signal.SIGTERM)
+            assert await process.ended(15) == 0, process.text()
+
+
+async def _until_applied(db: Any, events: int) -> None:
+    async with asyncio.timeout(60):
+        while await applied(db) < events:
+            await asyncio.sleep(0.01)
 
 
 async def applied(db: Any) -> int:
@@ -89,19 +129,27 @@ async def test_sigterm_stops_it_cleanly_within_a_bound(
     assert await streams.ended(10) == 0, streams.text()
 
 
-async def test_poison_stops_the_process_loudly_and_it_stays_stopped(
-    ledger_log: str, books: asyncpg.Pool, streams: StreamsProcess
+@pytest.mark.parametrize("change", [(b'"wallet.credited"', b'"wallet.gifted"'), (b'"version":1', b'"version":9')])
+async def test_an_event_of_unknown_type_or_version_stops_the_process_loudly_and_every_later_one(
+    ledger_log: str, books: asyncpg.Pool, streams: StreamsProcess, change: tuple[bytes, bytes]
 ) -> None:
-    from aiokafka import AIOKafkaProducer
-
     wallet = wallet_in(2, P)
     await append(ledger_log, [credited(wallet)])
-    async with AIOKafkaProducer(bootstrap_servers=ledger_log) as producer:
-        await producer.send_and_wait("ledger.events", b'{"type":"nonsense"}', wallet.encode(), partition=2)
     streams.start()
-    assert await streams.ended(30) != 0
-    assert "ledger.events partition 2 offset 1: not a known event" in streams.text()
-    assert await applied(books) <= 1
+    await read_up_to(books, {2: 1}, 30)
+    poison = dump(credited(wallet, ref="poison")).replace(*change)
+    async with AIOKafkaProducer(bootstrap_servers=ledger_log) as producer:
+        await producer.send_and_wait(topics.LEDGER, poison, wallet.encode(), partition=2)
+    await append(ledger_log, [credited(wallet, ref="behind")])
+    for _ in range(2):
+        assert await streams.ended(30) not in (0, -signal.SIGKILL), streams.text()
+        last = LogFile(streams.log).last_line()  # what the supervisor shows of it
+        assert "streams stopped: ledger.events partition 2 offset 1: not a known event" in last
+        assert "a gap" not in streams.text()
+        rows = await books.fetch('select "offset" from derived.entries where partition = 2')
+        assert {row["offset"] for row in rows} == {0}
+        assert await books.fetchval("select next from derived.offsets where partition = 2") == 1
+        streams.start()
 
 
 async def test_c9_a_log_made_anew_is_not_read(ledger_log: str, books: asyncpg.Pool, streams: StreamsProcess) -> None:

@@ -393,11 +393,24 @@ def test_the_chain_tells_places_and_fields_apart() -> None:
 
 SHELLS = {
     "log.py", "reader.py", "replay.py", "compare.py", "archive.py", "parquet.py", "columns.py", "bulk.py",
-    "kafka_fold.py", "verify.py", "console.py", "spool.py", "commands.py", "commands_rules.py", "commands_archive.py",
-    "commands_errata.py", "errata_store.py", "commands_exports.py", "epoch_log.py", "verify_epochs.py",
+    "kafka_fold.py", "verify.py", "console.py", "spool.py", "epoch_log.py", "verify_epochs.py",
+    "commands.py", "commands_rules.py", "commands_archive.py", "commands_exports.py",
+    "commands_errata.py", "errata_store.py",
+    "check_proof.py", "prove.py", "commands_proofs.py", "source.py", "parquet_export.py",
 }  # fmt: skip
 # eth_hash is keccak256 and nothing else.
-ALLOWED = {"__future__", "collections", "enum", "eth_hash", "hashlib", "json", "typing", "ledger", "schemas"}
+ALLOWED = {
+    "__future__",
+    "collections",
+    "enum",
+    "eth_hash",
+    "functools",
+    "hashlib",
+    "json",
+    "typing",
+    "ledger",
+    "schemas",
+}
 
 
 @pytest.mark.parametrize("path", sorted(Path(ledger.__file__).parent.glob("*.py")), ids=lambda p: p.name)
