@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.group("ledger")
 def group() -> None:
-    """Replay, verify and archive the log of facts, show entries and rules, export the books, sign errata."""
+    """Replay, verify and archive the log of facts; entries, rules, exports, statements, proofs of requests, errata."""
 
 
 commands_archive.register(group)

@@ -407,6 +407,7 @@ ALLOWED = {
     "functools",
     "hashlib",
     "json",
+    "orjson",
     "typing",
     "ledger",
     "schemas",
