@@ -58,7 +58,9 @@ class Requests:
             request_id, key = new_id(int(time.time() * 1000)), self._keys[wallet]
             began_s = time.monotonic()
             # Raises where it is refused, or the database does not answer within the ingress's own timeouts.
-            got = await self._admission.admit(Ask(request_id, key, 10**8, BOOT, "n1", "m", "", 0))
+            got = await self._admission.admit(
+                Ask(request_id, key, {"SHIVER": 10**8, "USDC": 10**8}, BOOT, "n1", ("m",), "", 0)
+            )
             self.slowest_s = max(self.slowest_s, time.monotonic() - began_s)
             begin = accepted(request_id, wallet, key_id=key.key_id, owner=BOOT, hold_nano=10**8, at_ms=got.now_ms)
             await self._writer.append(begin)
@@ -81,7 +83,9 @@ async def requests(kafka: str, books: asyncpg.Pool, url: str) -> AsyncIterator[R
     async def more(count: int) -> None:
         wanted = many.made + count
         async with asyncio.timeout(30):
-            while many.made < wanted and not task.done():
+            while many.made < wanted:
+                if task.done():
+                    task.result()  # says why
                 await asyncio.sleep(0.01)
 
     try:
