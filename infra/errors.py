@@ -13,6 +13,7 @@
     ├── MigrationFailed       the database is not in a state that the migrations can bring forward
     ├── TopicMismatch         a topic exists in another shape than declared
     ├── AccountRefused        a command on wallets, keys, models or providers that cannot be carried out
+    ├── RebuildFailed         schema derived could not be made anew; the live one is as it was
     ├── FactRefused           a fact for the ledger log that cannot be appended
     └── EpochNotClosed        there is no such epoch, or it cannot be closed now
 
@@ -72,6 +73,10 @@ class TopicMismatch(ShrkError):
 
 class AccountRefused(ShrkError):
     """A command on wallets, keys, models or providers that cannot be carried out."""
+
+
+class RebuildFailed(ShrkError):
+    """Schema derived could not be made anew; the live one is as it was."""
 
 
 class FactRefused(ShrkError):

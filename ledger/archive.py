@@ -21,14 +21,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ledger.digest import chain_link
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt, LedgerError
 from ledger.manifest import ArchivedFile, Manifest, file_name, load
 from ledger.parquet import ArchivedColumns, ColumnsDiffer, decode, encode
 from ledger.reader import LedgerReader, Record, check_place
+from schemas.errata import ErrataError, Erratum, dump_file, load_file
 from schemas.settings import Settings
 from schemas.topics import LEDGER
 
 MANIFEST = "manifest.json"
+ERRATA = "errata.json"
 _LOCK = ".lock"
 _PARTIAL = ".partial"
 
@@ -59,6 +62,8 @@ class Archive:
         self.folder = folder
         self.manifest = manifest
         self.check_columns = False
+        self.errata: Errata = NO_ERRATA
+        self.carried: tuple[Erratum, ...] = ()  # those beside the manifest, whether they count or not
 
     @classmethod
     def open(cls, folder: Path, partitions: int | None = None) -> Archive:
@@ -81,7 +86,9 @@ class Archive:
                         raise ArchiveCorrupt(f"{_where(folder, file)} is missing")
                     if path.stat().st_size != file.size_bytes:
                         raise ArchiveCorrupt(f"{_where(folder, file)} was altered: its size is another")
-        return cls(folder, manifest)
+        found = cls(folder, manifest)
+        found.carried = _carried(folder)
+        return found
 
     def ends(self) -> dict[int, int]:
         """The next offset behind what is archived, per partition."""
@@ -131,7 +138,7 @@ class Archive:
                 for record in records:
                     if (record.partition, record.offset) != (file.partition, expected):
                         raise ValueError(f"it has {record.partition}/{record.offset} where {expected} follows")
-                    check_place(record, self.manifest.partitions)
+                    check_place(record, self.manifest.partitions, self.errata)
                     expected += 1
                 yield records
             if expected != file.next:
@@ -167,6 +174,7 @@ async def write_archive(
     tail: bool,
     on_start: Callable[[int], None],
     on_file: Callable[[int], None],
+    errata: Errata = NO_ERRATA,
 ) -> Written:
     """Archives what the log has and `folder` has not: whole ranges, with `tail` also the begun one.
 
@@ -183,7 +191,10 @@ async def write_archive(
                 f"the archive in {folder} has ranges of {manifest.range_records} records, not of {range_records}"
             )
         archive = Archive.open(folder, settings.ledger_partitions)
-        async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-archive") as reader:
+        archive.errata = errata
+        async with LedgerReader(
+            settings.kafka, settings.ledger_partitions, client_id="shiver-archive", errata=errata
+        ) as reader:
             ends = await reader.ends()
             await _same_log(archive, reader, ends)
             plan = {p: _plan(manifest, p, end, tail) for p, end in ends.items()}
@@ -198,6 +209,9 @@ async def write_archive(
                         del pending[:range_records]
                         on_file(count)
                         written = Written(written.files + 1, written.records + count, {})
+        carried = dump_file([*archive.carried, *errata.before(archive.ends())])
+        if carried != dump_file(archive.carried):
+            _save(folder, ERRATA, carried)
     return written._replace(ends=archive.ends())
 
 
@@ -273,6 +287,16 @@ def _manifest(folder: Path) -> Manifest | None:
         return load(data)
     except ValueError as error:
         raise ArchiveCorrupt(f"{folder / MANIFEST}: {error}") from None
+
+
+def _carried(folder: Path) -> tuple[Erratum, ...]:
+    with _unavailable(folder, "read"):
+        try:
+            return load_file((folder / ERRATA).read_bytes())
+        except FileNotFoundError:
+            return ()
+        except ErrataError as error:
+            raise ArchiveCorrupt(f"{folder / ERRATA}: {error}") from None
 
 
 @contextlib.contextmanager

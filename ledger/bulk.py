@@ -64,7 +64,7 @@ async def fold_kafka(
         for partition, end in ends.items()
         if places[partition] < end
     ]
-    folded = await fold_log(settings.kafka, settings.ledger_partitions, parts, on_batch)
+    folded = await fold_log(settings.kafka, settings.ledger_partitions, parts, on_batch, replay.errata)
     for part in sorted(folded, key=lambda part: part.fold.books.partition):
         replay.took(part.fold, part.chain, part.last_sha256)
 
@@ -88,4 +88,4 @@ def _fold_partition(
 def _events(archive: Archive, file: ArchivedFile, found: ArchivedColumns, rows: Sequence[int]) -> list[Event]:
     with archive.altered(file):
         records = found.records(rows)
-    return [event_of(record) for record in records]
+    return [event_of(record, archive.errata) for record in records]

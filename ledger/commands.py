@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ledger import commands_archive, commands_exports, commands_proofs
+from ledger import commands_archive, commands_errata, commands_exports, commands_proofs
+from ledger.commands_errata import errata_of, errata_option
 from ledger.commands_rules import rules
 from ledger.compare import Comparison, connected
 from ledger.console import bar, parse_request_id, run_shell, settings_of, table
 from ledger.epoch_log import places_of_epochs
+from ledger.errata import Errata
 from ledger.invariants import overdrawn
 from ledger.money import format_amount
 from ledger.outcomes import MEANINGS, Outcome
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
 
 @click.group("ledger")
 def group() -> None:
-    """Replay, verify and archive the log of facts, show entries and rules, export, make statements, prove requests."""
+    """Replay, verify and archive the log of facts; entries, rules, exports, statements, proofs of requests, errata."""
 
 
 commands_archive.register(group)
 commands_exports.register(group)
+commands_errata.register(group)
 commands_proofs.register(group)
 group.add_command(rules)
 
@@ -39,9 +42,12 @@ group.add_command(rules)
 @click.option("--compare", is_flag=True, help="Compare with PostgreSQL row by row; exit 1 where a row differs.")
 @click.option("--epoch", type=click.IntRange(1), help="Stop at the cut of this epoch, and check every one up to it.")
 @commands_archive.archive_option
+@errata_option
 @click.option("--plain", is_flag=True, help="Parse and step every record; slow, and comes to the same.")
 @click.pass_context
-def replay(ctx: click.Context, compare: bool, epoch: int | None, folder: Path | None, plain: bool) -> None:
+def replay(
+    ctx: click.Context, compare: bool, epoch: int | None, folder: Path | None, errata_file: Path | None, plain: bool
+) -> None:
     """Fold ledger.events from its first record to its end of now, and print the books and their digest.
 
     An archive is folded over its columns, which checks the hash of each file and the books; each record's key, its hash
@@ -52,10 +58,11 @@ def replay(ctx: click.Context, compare: bool, epoch: int | None, folder: Path | 
         raise click.UsageError("PostgreSQL has the books of now: give --compare or --epoch, not both", ctx)
     settings = settings_of(ctx)
     archive = commands_archive.opened(folder, settings.ledger_partitions)
+    errata = errata_of(settings, errata_file, archive)
     if epoch is not None:
-        sound = run_shell(_replay_epoch(settings, archive, epoch))
+        sound = run_shell(_replay_epoch(settings, archive, errata, epoch))
     else:
-        sound = run_shell(_compare(settings, archive) if compare else _replay(settings, archive, plain))
+        sound = run_shell(_compare(settings, archive, errata) if compare else _replay(settings, archive, errata, plain))
     if not sound:
         ctx.exit(1)
 
@@ -75,16 +82,16 @@ def entries(ctx: click.Context, request_id: str) -> None:
     run_shell(_entries(settings_of(ctx), found))
 
 
-async def _replay(settings: Settings, archive: Archive | None, plain: bool) -> bool:
-    books = Replay(settings.ledger_partitions)
+async def _replay(settings: Settings, archive: Archive | None, errata: Errata, plain: bool) -> bool:
+    books = Replay(settings.ledger_partitions, errata=errata)
     with bar("Replaying") as (started, more):
         await read_into(books, settings, None, started, more, archive=archive, plain=plain)
     return _report(books)
 
 
-async def _replay_epoch(settings: Settings, archive: Archive | None, number: int) -> bool:
-    places = await places_of_epochs(settings, archive, up_to=number)
-    books = Replay(settings.ledger_partitions)
+async def _replay_epoch(settings: Settings, archive: Archive | None, errata: Errata, number: int) -> bool:
+    places = await places_of_epochs(settings, archive, up_to=number, errata=errata)
+    books = Replay(settings.ledger_partitions, errata=errata)
     check = EpochCheck(books, places)
     with bar("Replaying") as (started, more):
         started(sum(places[-1].event.cut))
@@ -101,8 +108,8 @@ async def _replay_epoch(settings: Settings, archive: Archive | None, number: int
     return sound and not check.bad
 
 
-async def _compare(settings: Settings, archive: Archive | None) -> bool:
-    books = Replay(settings.ledger_partitions, remember=True)
+async def _compare(settings: Settings, archive: Archive | None, errata: Errata) -> bool:
+    books = Replay(settings.ledger_partitions, remember=True, errata=errata)
     async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
         with bar("Replaying") as (started, more):

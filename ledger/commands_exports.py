@@ -16,8 +16,10 @@ import click
 
 from ledger.books import provider_account, wallet_account
 from ledger.commands_archive import archive_option, opened
+from ledger.commands_errata import errata_of, errata_of_archive, errata_option
 from ledger.console import bar, one_line_for_files, settings_of, write_whole
 from ledger.decide import Decision
+from ledger.errata import Errata
 from ledger.exports.beancount import Beancount
 from ledger.exports.csvs import Csv
 from ledger.exports.dates import parse_day
@@ -78,10 +80,18 @@ def register(group: click.Group) -> None:
 )
 @click.option("--epoch", type=click.IntRange(1, 10**9), default=None, help="Up to the cut of this epoch.")
 @archive_option
+@errata_option
 @click.option("--no-tail", is_flag=True, help="The archive alone: needs neither Kafka nor PostgreSQL.")
 @click.pass_context
 def export_command(
-    ctx: click.Context, form: str, out: str, until: str | None, epoch: int | None, folder: Path | None, no_tail: bool
+    ctx: click.Context,
+    form: str,
+    out: str,
+    until: str | None,
+    epoch: int | None,
+    folder: Path | None,
+    errata_file: Path | None,
+    no_tail: bool,
 ) -> None:
     """Write every transaction of the books as a journal that hledger or beancount checks, as CSV or as Parquet.
 
@@ -90,7 +100,7 @@ def export_command(
     """
     if until is not None and epoch is not None:
         raise click.UsageError("give --until or --epoch, not both", ctx)
-    log = _log_of(ctx, folder, no_tail)
+    log = _log_of(ctx, folder, errata_file, no_tail)
     ends, day = _parse_until(ctx, until, log.partitions)
     key = by_epoch if form in FORMS and FORMS[form].by_epoch else by_day
     with _one_line_errors(), one_line_for_files(), Spool(key=key) as spool:
@@ -115,6 +125,7 @@ def export_command(
 @click.option("--month", required=True, metavar="YYYY-MM", help="A UTC month.")
 @click.option("--format", "form", type=click.Choice(list(RENDERERS)), default="text", show_default=True)
 @archive_option
+@errata_option
 @click.option("--no-tail", is_flag=True, help="The archive alone: needs neither Kafka nor PostgreSQL.")
 @click.pass_context
 def statement_command(
@@ -124,6 +135,7 @@ def statement_command(
     month: str,
     form: str,
     folder: Path | None,
+    errata_file: Path | None,
     no_tail: bool,
 ) -> None:
     """Print a month of a wallet or a provider: opening balance, every entry, closing balance, value in USD.
@@ -137,7 +149,7 @@ def statement_command(
         raise click.BadParameter(f"{subject!r} is no id", ctx, param_hint=option)
     account = provider_account(subject) if wallet is None else wallet_account(subject)
     builder = _parsed(ctx, "--month", lambda text: StatementBuilder(account, text), month)
-    log = _log_of(ctx, folder, no_tail)
+    log = _log_of(ctx, folder, errata_file, no_tail)
     with _one_line_errors(), one_line_for_files():
         statement = asyncio.run(_build(log, builder, wallet))
         write_whole("-", [RENDERERS[form](statement).encode()])
@@ -149,9 +161,12 @@ class _Log(NamedTuple):
     partitions: int
     settings: Settings | None
     archive: Archive | None
+    errata: Errata
 
     def source(self) -> Source:
-        return Source(self.partitions, None if self.settings is None else self.settings.kafka, self.archive)
+        return Source(
+            self.partitions, None if self.settings is None else self.settings.kafka, self.archive, self.errata
+        )
 
     async def ends(self) -> dict[int, int]:
         async with self.source() as source:
@@ -166,15 +181,15 @@ class _Log(NamedTuple):
                 await read_archive(replay, self.archive, ends, more, listener)
 
 
-def _log_of(ctx: click.Context, folder: Path | None, no_tail: bool) -> _Log:
+def _log_of(ctx: click.Context, folder: Path | None, errata_file: Path | None, no_tail: bool) -> _Log:
     if no_tail and folder is None:
         raise click.UsageError("--no-tail needs --archive DIR", ctx)
     settings = None if no_tail else settings_of(ctx)
     archive = opened(folder, None if settings is None else settings.ledger_partitions)
     if settings is not None:
-        return _Log(settings.ledger_partitions, settings, archive)
+        return _Log(settings.ledger_partitions, settings, archive, errata_of(settings, errata_file, archive))
     assert archive is not None
-    return _Log(archive.manifest.partitions, None, archive)
+    return _Log(archive.manifest.partitions, None, archive, errata_of_archive(archive, errata_file))
 
 
 async def _collect(
@@ -195,7 +210,7 @@ async def _collect(
                 tally.add(transaction)
                 spool.add(transaction)
 
-    replay = Replay(log.partitions)
+    replay = Replay(log.partitions, errata=log.errata)
     await log.read_into(replay, ends, listen)
     digest = _finished(replay)
     if until_day is not None:
@@ -246,7 +261,7 @@ async def _build(log: _Log, builder: StatementBuilder, wallet: str | None) -> St
     if wallet is not None:
         partition = cached_partition_of(wallet.encode(), log.partitions)
         ends = {partition: ends.get(partition, 0)}
-    replay = Replay(log.partitions)
+    replay = Replay(log.partitions, errata=log.errata)
     await log.read_into(replay, ends, listen)
     _finished(replay)
     return builder.finish(ends, _balances(replay))

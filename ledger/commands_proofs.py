@@ -9,8 +9,10 @@ import click
 
 from ledger import check_proof
 from ledger.commands_archive import archive_option, opened
+from ledger.commands_errata import errata_of, errata_of_archive, errata_option
 from ledger.compare import DATABASE_ERRORS, connected
 from ledger.console import bar, one_line_for_files, parse_request_id, run_shell, settings_of, write_whole
+from ledger.errata import Errata
 from ledger.prove import FromLog, FromRows, OnRecords, prove
 from ledger.source import Source
 from schemas.settings import Settings
@@ -30,10 +32,17 @@ def register(group: click.Group) -> None:
 @click.option("--epoch", type=click.IntRange(1, 10**9), default=None, help="Default: the first that has all of it.")
 @click.option("--out", default="-", metavar="FILE", help="Where to write it, whole or not at all; - is stdout.")
 @archive_option
+@errata_option
 @click.option("--no-tail", is_flag=True, help="The archive alone: needs neither Kafka nor PostgreSQL.")
 @click.pass_context
 def prove_command(
-    ctx: click.Context, request_id: str, epoch: int | None, out: str, folder: Path | None, no_tail: bool
+    ctx: click.Context,
+    request_id: str,
+    epoch: int | None,
+    out: str,
+    folder: Path | None,
+    errata_file: Path | None,
+    no_tail: bool,
 ) -> None:
     """Write the proof that a request's records stand in the log of a closed epoch, and what they come to.
 
@@ -47,8 +56,13 @@ def prove_command(
         raise click.BadParameter(str(error), ctx, param_hint="--request") from None
     settings = None if no_tail else settings_of(ctx)
     archive = opened(folder, None if settings is None else settings.ledger_partitions)
+    if settings is not None:
+        errata = errata_of(settings, errata_file, archive)
+    else:
+        assert archive is not None
+        errata = errata_of_archive(archive, errata_file)
     with bar("Reading") as (started, more):
-        data = run_shell(_prove(settings, archive, wanted, epoch, started, more))
+        data = run_shell(_prove(settings, archive, errata, wanted, epoch, started, more))
     with one_line_for_files():
         written = write_whole(out, [data])
     click.echo(f"{written:,} bytes prove request {wanted}", err=True)
@@ -57,6 +71,7 @@ def prove_command(
 async def _prove(
     settings: Settings | None,
     archive: Archive | None,
+    errata: Errata,
     request_id: str,
     epoch: int | None,
     started: OnRecords,
@@ -64,9 +79,9 @@ async def _prove(
 ) -> bytes:
     if settings is None:
         assert archive is not None
-        async with Source(archive.manifest.partitions, None, archive) as source:
+        async with Source(archive.manifest.partitions, None, archive, errata) as source:
             return await prove(source, FromLog(source, started, more), request_id, epoch, more)
-    async with Source(settings.ledger_partitions, settings.kafka, archive) as source:
+    async with Source(settings.ledger_partitions, settings.kafka, archive, errata) as source:
         try:
             async with (
                 connected(settings.database_url) as db,

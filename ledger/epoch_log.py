@@ -7,11 +7,12 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
 from ledger.epochs import counts
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt, LedgerError
-from ledger.reader import LedgerReader, Record
-from schemas.events import EpochClosed, UnreadableEvent, parse
+from ledger.reader import LedgerReader, Record, event_of
+from schemas.events import EpochClosed
 from schemas.settings import Settings
-from schemas.topics import LEDGER, SETTLEMENT_KEY, partition_of
+from schemas.topics import SETTLEMENT_KEY, partition_of
 
 if TYPE_CHECKING:
     from ledger.archive import Archive  # whoever has none is spared pyarrow
@@ -36,16 +37,23 @@ class EpochPlace(NamedTuple):
         return dict(enumerate(self.event.cut))
 
 
-async def ends_of_epoch(settings: Settings, number: int, archive: Archive | None = None) -> dict[int, int]:
+async def ends_of_epoch(
+    settings: Settings, number: int, archive: Archive | None = None, errata: Errata = NO_ERRATA
+) -> dict[int, int]:
     """Where epoch `number` ends: the next offset of each partition, by the first `epoch.closed` of that number.
 
     Raises UnknownEpoch, LedgerUnavailable, ArchiveUnavailable, LedgerCorrupt.
     """
-    return (await places_of_epochs(settings, archive, up_to=number))[-1].ends
+    return (await places_of_epochs(settings, archive, up_to=number, errata=errata))[-1].ends
 
 
 async def places_of_epochs(
-    settings: Settings, archive: Archive | None = None, *, up_to: int | None = None, damaged: bool = False
+    settings: Settings,
+    archive: Archive | None = None,
+    *,
+    up_to: int | None = None,
+    damaged: bool = False,
+    errata: Errata = NO_ERRATA,
 ) -> list[EpochPlace]:
     """Every epoch of the log in order, up to the number `up_to`: one event each is all that is kept in memory.
 
@@ -54,9 +62,9 @@ async def places_of_epochs(
     home = partition_of(_KEY, settings.ledger_partitions)
     found = list[EpochPlace]()
     try:
-        async with aclosing(_records(settings, archive, home)) as batches:
+        async with aclosing(_records(settings, archive, home, errata)) as batches:
             async for records in batches:
-                collect(records, settings.ledger_partitions, found)
+                collect(records, settings.ledger_partitions, found, errata)
                 if up_to is not None and len(found) >= up_to:
                     return found[:up_to]
     except LedgerCorrupt:
@@ -76,34 +84,37 @@ def archived_epochs(archive: Archive) -> list[EpochPlace]:
     found = list[EpochPlace]()
     try:
         for _, records in archive.read({}, {home: archive.ends()[home]}):
-            collect(records, partitions, found)
+            collect(records, partitions, found, archive.errata)
     except LedgerCorrupt:
         pass
     return found
 
 
-async def _records(settings: Settings, archive: Archive | None, home: int) -> AsyncGenerator[list[Record], None]:
+async def _records(
+    settings: Settings, archive: Archive | None, home: int, errata: Errata
+) -> AsyncGenerator[list[Record], None]:
     start = 0
     if archive is not None:
+        archive.errata = errata
         for _, records in archive.read({}, {home: archive.ends()[home]}):
             yield records
             start = records[-1].offset + 1
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-epochs") as reader:
+    async with LedgerReader(
+        settings.kafka, settings.ledger_partitions, client_id="shiver-epochs", errata=errata
+    ) as reader:
         end = (await reader.ends())[home]
         async with aclosing(reader.read({home: start}, {home: end})) as batches:
             async for records in batches:
                 yield records
 
 
-def collect(records: list[Record], partitions: int, found: list[EpochPlace]) -> None:
+def collect(records: list[Record], partitions: int, found: list[EpochPlace], errata: Errata = NO_ERRATA) -> None:
     """Adds what ends an epoch among the next records of that partition. Raises LedgerCorrupt."""
-    for partition, offset, key, value in records:
+    for record in records:
+        partition, offset, key, _ = record
         if key != _KEY:
             continue
-        try:
-            event = parse(value)
-        except UnreadableEvent as error:
-            raise LedgerCorrupt(f"{LEDGER} partition {partition} offset {offset}: {error}") from None
+        event = event_of(record, errata)
         last = found[-1].event if found else None
         if isinstance(event, EpochClosed) and counts(last, event, partition, offset, partitions):
             found.append(EpochPlace(event, partition, offset))

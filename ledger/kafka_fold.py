@@ -25,6 +25,7 @@ import confluent_kafka  # pyright: ignore[reportMissingTypeStubs]
 import ledger
 from ledger.columns import columns_of_records
 from ledger.digest import chain_link, record_sha256
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import REQUEST_TIMEOUT_S, LedgerCorrupt, LedgerError, LedgerUnavailable
 from ledger.reader import Record, check_place, event_of
 from ledger.vector.fold import Fold
@@ -65,10 +66,15 @@ class _Job(NamedTuple):
     bootstrap: str
     partitions: int
     parts: list[Part]
+    errata: Errata
 
 
 async def fold_log(
-    bootstrap: str, partitions: int, parts: Sequence[Part], on_batch: Callable[[int], None]
+    bootstrap: str,
+    partitions: int,
+    parts: Sequence[Part],
+    on_batch: Callable[[int], None],
+    errata: Errata = NO_ERRATA,
 ) -> list[Part]:
     """Reads each part to its end. Raises LedgerUnavailable, and LedgerCorrupt as `ledger.replay` does."""
     count = max(1, min(len(parts), os.cpu_count() or 1))
@@ -76,7 +82,7 @@ async def fold_log(
     shares: list[list[Part]] = [[] for _ in range(count)]
     for part in sorted(parts, key=_records_of, reverse=True):
         min(shares, key=lambda share: sum(map(_records_of, share))).append(part)
-    tasks = [asyncio.create_task(_child(_Job(bootstrap, partitions, share), on_batch)) for share in shares]
+    tasks = [asyncio.create_task(_child(_Job(bootstrap, partitions, share, errata), on_batch)) for share in shares]
     try:
         return [part for done in await asyncio.gather(*tasks) for part in done]
     finally:
@@ -126,12 +132,13 @@ def _framed(what: object) -> bytes:
 class _Reading:
     """One partition of a job, while its records come into `records`."""
 
-    def __init__(self, part: Part, partitions: int) -> None:
+    def __init__(self, part: Part, partitions: int, errata: Errata) -> None:
         self.part = part
         self.partition = part.fold.books.partition
         self.expected = part.fold.books.next_offset
         self.records: list[Record] = []
         self._partitions = partitions
+        self._errata = errata
 
     @property
     def is_done(self) -> bool:
@@ -148,9 +155,9 @@ class _Reading:
                 raise LedgerCorrupt(
                     f"{LEDGER} partition {self.partition}: a gap, expected offset {at}, got {record.offset}"
                 )
-            check_place(record, self._partitions)
+            check_place(record, self._partitions, self._errata)
         fold, chain, _, end = self.part
-        fold.feed(columns_of_records(records), lambda rows: [event_of(records[row]) for row in rows])
+        fold.feed(columns_of_records(records), lambda rows: [event_of(records[row], self._errata) for row in rows])
         for partition, offset, key, value in records:
             chain = chain_link(chain, partition, offset, key, value)
         self.part = Part(fold, chain, record_sha256(*records[-1]), end)
@@ -160,7 +167,7 @@ class _Reading:
 
 
 def _work(job: _Job, tell: Callable[[object], None]) -> list[Part]:
-    readings = {part.fold.books.partition: _Reading(part, job.partitions) for part in job.parts}
+    readings = {part.fold.books.partition: _Reading(part, job.partitions, job.errata) for part in job.parts}
     waiting = {partition for partition, reading in readings.items() if not reading.is_done}
     consumer = _kafka.Consumer({**_SETTINGS, "bootstrap.servers": job.bootstrap})
     try:

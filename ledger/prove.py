@@ -24,7 +24,7 @@ from ledger.merkle import record_leaf
 from ledger.outcomes import Outcome
 from ledger.payout_tree import Leaf, StandardTree
 from ledger.proofs import Blocks
-from ledger.reader import Record
+from ledger.reader import Record, event_or_none
 from ledger.replay import Replay
 from ledger.source import Source
 from schemas.events import EpochClosed, Event, RequestAccepted, RequestFailed, UsageRecorded, parse, request_id_of
@@ -277,7 +277,7 @@ class FromLog:
             raise NoProof("no epoch is closed yet")
         wanted = [place for place in closed if epoch is None or place.event.epoch <= epoch]
         self._on_start(sum(wanted[-1].event.cut) if wanted else 0)
-        replay, fold = Replay(self._source.partitions), EpochFold(self._source.partitions)
+        replay, fold = Replay(self._source.partitions, errata=self._source.errata), EpochFold(self._source.partitions)
         found, leaves = list[Record](), tuple[Leaf, ...]()
         end: int | None = None
         for place in wanted:
@@ -341,7 +341,10 @@ def _chosen(request_id: str, epoch: int | None, end: int | None, rows: Mapping[i
 
 def _is_of(record: Record, request_id: str) -> bool:
     # Looked for before it is parsed: most records are of other requests.
-    return request_id.encode() in record.value and request_id_of(parse(record.value)) == request_id
+    if request_id.encode() not in record.value:
+        return False
+    event = event_or_none(record)  # what cannot be read is of none
+    return event is not None and request_id_of(event) == request_id
 
 
 def _ends(event: Event) -> bool:

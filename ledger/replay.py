@@ -13,6 +13,7 @@ from ledger.apply import step
 from ledger.books import Books
 from ledger.decide import Decision
 from ledger.digest import chain_link, digest, record_sha256
+from ledger.errata import NO_ERRATA, Errata
 from ledger.invariants import broken_by, broken_in
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record, event_of, event_or_none, place_of
@@ -37,7 +38,15 @@ AfterStep = Callable[[Books, Event, Decision], list[str]]
 class Replay:
     """The books of all partitions while the log is read. `broken` says what an invariant found, with its place."""
 
-    def __init__(self, partitions: int, *, remember: bool = False, after_step: AfterStep | None = None) -> None:
+    def __init__(
+        self,
+        partitions: int,
+        *,
+        remember: bool = False,
+        after_step: AfterStep | None = None,
+        errata: Errata = NO_ERRATA,
+    ) -> None:
+        self.errata = errata
         self.books = [Books(partition) for partition in range(partitions)]
         self.chains = [b""] * partitions
         self.last_sha256 = [b""] * partitions
@@ -67,7 +76,7 @@ class Replay:
 
     def _step(self, record: Record) -> tuple[Event, Decision]:
         partition, offset, key, value = record
-        event = event_of(record)
+        event = event_of(record, self.errata)
         books = self.books[partition]
         decision = step(books, event, offset)
         wrong = broken_by(decision)
@@ -142,13 +151,16 @@ async def read_into(
     archive, is another one than was archived, or cannot be read.
     """
     bulk = not plain and listener is None and replay.in_bulk()
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-replay") as reader:
+    async with LedgerReader(
+        settings.kafka, settings.ledger_partitions, client_id="shiver-replay", errata=replay.errata
+    ) as reader:
         begins, found = await reader.beginnings(), await reader.ends()
         wanted = found if ends is None else ends
         held = {} if archive is None else archive.ends()
         _check_bounds(begins, found, wanted, {p: max(n, held.get(p, 0)) for p, n in replay.places().items()}, held)
         on_start(sum(max(0, end - replay.places().get(partition, 0)) for partition, end in wanted.items()))
         if archive is not None:
+            archive.errata = replay.errata
             if bulk and not replay.events and all(wanted.get(p, 0) >= end for p, end in held.items()):
                 from ledger.bulk import fold_archive
 
@@ -180,6 +192,7 @@ async def read_archive(
 
     Raises ArchiveUnavailable, and LedgerCorrupt as `read_into` does.
     """
+    archive.errata = replay.errata
     with _young_garbage_only() as tidy:
         for file, records in archive.read(replay.places(), ends):
             told = replay.feed(records)

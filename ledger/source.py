@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING
 
 from ledger.epoch_log import EpochPlace, collect
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt, LedgerUnavailable, cached_partition_of
 from ledger.reader import LedgerReader, Record
 from schemas.topics import LEDGER, SETTLEMENT_KEY
@@ -20,9 +21,12 @@ _SETTLEMENT = SETTLEMENT_KEY.encode()
 class Source:
     """`async with Source(...) as source`; Kafka is connected to when it is first needed. Not for concurrent reads."""
 
-    def __init__(self, partitions: int, kafka: str | None, archive: Archive | None) -> None:
+    def __init__(self, partitions: int, kafka: str | None, archive: Archive | None, errata: Errata = NO_ERRATA) -> None:
         """`kafka` None: the archive alone."""
         self.partitions = partitions
+        self.errata = errata
+        if archive is not None:
+            archive.errata = errata
         self._kafka = kafka
         self._archive = archive
         self._held = {} if archive is None else archive.ends()
@@ -83,12 +87,12 @@ class Source:
         found = list[EpochPlace]()
         async with aclosing(self.read(home, 0, end)) as batches:
             async for records in batches:
-                collect(records, self.partitions, found)
+                collect(records, self.partitions, found, self.errata)
         return found
 
     async def _connected(self) -> LedgerReader:
         if self._reader is None:
             assert self._kafka is not None
-            reader = LedgerReader(self._kafka, self.partitions, client_id="shiver-source")
+            reader = LedgerReader(self._kafka, self.partitions, client_id="shiver-source", errata=self.errata)
             self._reader = await self._open.enter_async_context(reader)
         return self._reader

@@ -20,6 +20,7 @@ from ledger.books import Books
 from ledger.compare import Comparison, Difference, connected
 from ledger.decide import Decision
 from ledger.epoch_log import EpochPlace, archived_epochs, places_of_epochs
+from ledger.errata import NO_ERRATA, Errata
 from ledger.invariants import Running
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record
@@ -47,10 +48,11 @@ class Report(NamedTuple):
 class _Walk:
     """One walk through the log, and what it found so far."""
 
-    def __init__(self, partitions: int, every_batch: bool, epochs: list[EpochPlace]) -> None:
+    def __init__(self, partitions: int, every_batch: bool, epochs: list[EpochPlace], errata: Errata) -> None:
         self._running = [Running() for _ in range(partitions)]
         self._every_batch = every_batch
-        self.replay = Replay(partitions, remember=True, after_step=None if every_batch else self._after_step)
+        after_step = None if every_batch else self._after_step
+        self.replay = Replay(partitions, remember=True, after_step=after_step, errata=errata)
         self.epochs = EpochCheck(self.replay, epochs)
         self.bad: list[str] = []
         self._stopped = False
@@ -100,7 +102,15 @@ class _Walk:
         return Report(self.bad, self.replay.events, rows, places, digest, self.epochs.done)
 
 
-async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, every_batch: bool, both: bool) -> Report:
+async def verify_log(
+    settings: Settings,
+    archive: Archive | None,
+    bar: Bar,
+    *,
+    every_batch: bool,
+    both: bool,
+    errata: Errata = NO_ERRATA,
+) -> Report:
     """Verify everything that there is. Raises LedgerUnavailable, ArchiveUnavailable and what DATABASE_ERRORS names."""
     if archive is not None:
         archive.check_columns = True
@@ -109,8 +119,8 @@ async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, e
         read_to = {p: end for p, end in (await comparison.ends()).items() if p < settings.ledger_partitions}
         there = await _log_ends(settings)
         # After the snapshot: what has a row in it stands in the log by now.
-        epochs = await places_of_epochs(settings, archive, damaged=True)
-        walk = _Walk(settings.ledger_partitions, every_batch, epochs)
+        epochs = await places_of_epochs(settings, archive, damaged=True, errata=errata)
+        walk = _Walk(settings.ledger_partitions, every_batch, epochs, errata)
         ends = {partition: min(end, there.get(partition, 0)) for partition, end in read_to.items()}
         with bar("Comparing with PostgreSQL") as (started, more):
             listener = walk.listener(comparison)
@@ -143,14 +153,15 @@ async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, e
     if archive is not None and both:
         with bar("Comparing the archive with the log") as (started, more):
             # First, because it knows the record where the others know a range.
-            walk.bad[:0] = await _other_copies(settings, archive, started, more)
+            walk.bad[:0] = await _other_copies(settings, archive, started, more, errata)
     return walk.report(comparison.rows)
 
 
-async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool) -> Report:
+async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool, errata: Errata = NO_ERRATA) -> Report:
     """Verify an archive alone: no Kafka, no PostgreSQL. Raises ArchiveUnavailable."""
-    walk = _Walk(archive.manifest.partitions, every_batch, archived_epochs(archive))
     archive.check_columns = True
+    archive.errata = errata
+    walk = _Walk(archive.manifest.partitions, every_batch, archived_epochs(archive), errata)
     with bar("Verifying the archive") as (started, more):
         ends = archive.ends()
         started(sum(ends.values()))
@@ -205,11 +216,17 @@ async def _chains(db: Any, replay: Replay) -> list[str]:
 
 
 async def _other_copies(
-    settings: Settings, archive: Archive, on_start: Callable[[int], None], on_batch: Callable[[int], None]
+    settings: Settings,
+    archive: Archive,
+    on_start: Callable[[int], None],
+    on_batch: Callable[[int], None],
+    errata: Errata,
 ) -> list[str]:
     """The first record of each partition that stands otherwise in the archive than in the log."""
     bad = list[str]()
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-verify") as reader:
+    async with LedgerReader(
+        settings.kafka, settings.ledger_partitions, client_id="shiver-verify", errata=errata
+    ) as reader:
         begins, ends = await reader.beginnings(), await reader.ends()
         spans = {p: (begins[p], min(end, ends[p])) for p, end in archive.ends().items()}
         on_start(sum(max(0, end - begin) for begin, end in spans.values()))

@@ -21,6 +21,8 @@ from typing import Any
 import asyncpg
 import faust
 
+from ledger.errata import Errata
+from ledger.errata_store import stored
 from schemas import topics
 from schemas.settings import Settings
 from streams import epoch_schedule, expiry, readiness
@@ -134,7 +136,7 @@ class Streams:
             await asyncio.Event().wait()
         pipeline: Pipeline | None = None
         try:
-            projection = Projection(await self.pool(), self._settings.ledger_partitions)
+            projection = await self._projection()
             pipeline = Pipeline(projection.apply, self.die)
             async for event in stream.noack().events():
                 await pipeline.put(event.message.partition, event.value, event.ack)
@@ -144,6 +146,13 @@ class Streams:
         finally:
             if pipeline is not None:
                 pipeline.close()
+
+    async def _projection(self) -> Projection:
+        """With the errata of now: a process that a record has stopped finds those that were added since."""
+        pool, trusted = await self.pool(), self._settings.errata_keys
+        async with pool.acquire() as db:
+            errata = Errata(await stored(db) if trusted else (), trusted)
+        return Projection(pool, self._settings.ledger_partitions, errata=errata)
 
     async def _ready(self) -> None:
         await self._forever(readiness.watch(await self.pool(), self._settings))

@@ -21,10 +21,12 @@ import asyncpg
 
 from ledger.digest import chain_link
 from ledger.epochs import Closing, EpochFold, counts, differences, payable_faults
-from ledger.log import LedgerCorrupt, LedgerUnavailable, LedgerWriter, Position
-from ledger.reader import LedgerReader, Record
+from ledger.errata import Errata
+from ledger.errata_store import stored
+from ledger.log import LedgerUnavailable, LedgerWriter, Position
+from ledger.reader import LedgerReader, Record, event_of
 from schemas import topics
-from schemas.events import EpochClosed, Event, UnreadableEvent, parse
+from schemas.events import EpochClosed
 from schemas.facts import Terms
 from schemas.settings import Settings
 from streams import epoch_rows
@@ -79,7 +81,8 @@ async def opened(settings: Settings, *, name: str) -> AsyncGenerator[Epochs, Non
         server_settings={"application_name": name},
     )
     try:
-        async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id=name) as reader:
+        errata = Errata(await stored(db) if settings.errata_keys else (), settings.errata_keys)
+        async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id=name, errata=errata) as reader:
             yield Epochs(settings, db, reader)
     finally:
         await db.close(timeout=3)
@@ -147,7 +150,9 @@ class Epochs:
         async with aclosing(self._reader.read({self._home: self._scanned}, {self._home: end})) as batches:
             async for records in batches:
                 for record in records:
-                    if record.key == _SETTLEMENT and isinstance(event := _event_of(record), EpochClosed):
+                    if record.key == _SETTLEMENT and isinstance(
+                        event := event_of(record, self._reader.errata), EpochClosed
+                    ):
                         found.append((event, Position(record.partition, record.offset)))
                         if len(found) == EVENTS_MAX:
                             return found
@@ -175,7 +180,7 @@ class Epochs:
         async with aclosing(self._reader.read(starts, ends)) as batches:
             async for records in batches:
                 for at in range(0, len(records), STRIDE):
-                    _take(records[at : at + STRIDE], chains, fold)
+                    _take(records[at : at + STRIDE], chains, fold, self._reader.errata)
                     await asyncio.sleep(0)
 
     async def close(self, terms: Terms, now_ms: int) -> Closed:
@@ -242,20 +247,13 @@ class Epochs:
         return Closed(found, place, found == event)
 
 
-def _take(records: list[Record], chains: list[bytes], fold: EpochFold) -> None:
+def _take(records: list[Record], chains: list[bytes], fold: EpochFold, errata: Errata) -> None:
     for record in records:
         partition, offset, key, value = record
         chains[partition] = chain_link(chains[partition], partition, offset, key, value)
         fold.leaf(partition, offset, key, value)
         if key == _SETTLEMENT or key.startswith(_PROVIDER):
-            fold.fact(_event_of(record), partition, offset)
-
-
-def _event_of(record: Record) -> Event:
-    try:
-        return parse(record.value)
-    except UnreadableEvent as error:
-        raise LedgerCorrupt(f"{topics.LEDGER} partition {record.partition} offset {record.offset}: {error}") from None
+            fold.fact(event_of(record, errata), partition, offset)
 
 
 def _check(taken: Snapshot, chains: list[bytes], fold: EpochFold) -> None:
