@@ -2,7 +2,9 @@
 
 Decided where OpenAI's own text leaves it open, or no model here can do it:
 `prompt` is needed. `best_of` above n would make answers that nobody sees, and is refused. `suffix` is taken and named:
-the models here continue a text, they do not fill one in. `logprobs` is a number, 0 to 5.
+the models here continue a text, they do not fill one in. `logprobs` is a number, 0 to 5. Nobody tells a prompt's own:
+with `echo` they begin behind the prompt, which is named as `echo.logprobs`; where nothing is generated, so that the
+prompt's must be what is wanted, they are refused.
 """
 
 from __future__ import annotations
@@ -52,17 +54,25 @@ class CompletionRequest(Routed):
     suffix: Annotated[str, Field(max_length=262_144)] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
 
+    @property
+    def echoes_here(self) -> bool:
+        """Whether the answer's writer puts the prompt before the text: no node does so beside logprobs."""
+        return bool(self.echo) and self.logprobs is not None
+
     def chat(self) -> Chat:
         prompts = prompts_of(self.prompt)
         n = self.n or 1
         if (self.best_of or 0) > n:
             message = "best_of: more than n answers would be made and paid that are never shown; ask for them with n."
             raise ApiError("unsupported_parameter", message, param="best_of")
+        if self.echoes_here and (self.max_tokens == 0 or not all(isinstance(prompt, str) for prompt in prompts)):
+            message = "logprobs: those of a prompt are not known; with echo, ask for tokens behind a prompt in text."
+            raise ApiError("unsupported_parameter", message, param="logprobs")
         return Chat(
             model=self.model,
             task="completion",
             prompts=prompts,
-            echo=bool(self.echo),
+            echo=bool(self.echo) and not self.echoes_here,
             sampling=Sampling(**forms.sampling_of(self)),
             stop=forms.stops_of(self.stop),
             max_tokens=MAX_TOKENS_DEFAULT if self.max_tokens is None else self.max_tokens,
@@ -73,6 +83,8 @@ class CompletionRequest(Routed):
 
     def all_idle(self) -> Iterator[str]:
         yield from self.idle()
+        if self.echoes_here:
+            yield "echo.logprobs"
         if self.stream_options is not None:
             if self.stream:
                 yield from (f"stream_options.{name}" for name in self.stream_options.idle())
@@ -94,36 +106,48 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
     form = forms.read_form(CompletionRequest, body)
     include_usage = bool(form.stream_options is not None and form.stream_options.include_usage)
     chat = form.chat()
+    echoes = tuple(str(prompt) for prompt in chat.prompts for _ in range(chat.n)) if form.echoes_here else ()
+    logprobs = form.logprobs is not None
     return Asked(
         chat,
         bool(form.stream),
         lambda request_id, created_s: Answer(
-            request_id, form.model, created_s, include_usage=include_usage, logprobs=form.logprobs is not None
+            request_id, form.model, created_s, include_usage=include_usage, logprobs=logprobs, echoes=echoes
         ),
         forms.ignored_names(form.all_idle(), headers),
     )
 
 
 class Answer:
-    """Writes one answer: every chunk has the object of the whole one."""
+    """Writes one answer: every chunk has the object of the whole one. `echoes` are put before the choices' texts."""
 
     def __init__(
-        self, request_id: str, model: str, created_s: int, *, include_usage: bool, logprobs: bool = False
+        self,
+        request_id: str,
+        model: str,
+        created_s: int,
+        *,
+        include_usage: bool,
+        logprobs: bool = False,
+        echoes: tuple[str, ...] = (),
     ) -> None:
         self._head = {"id": f"cmpl-{request_id}", "object": "text_completion", "created": created_s, "model": model}
         self._include_usage = include_usage
         self._logprobs = logprobs
-        self._offsets: dict[int, int] = {}  # characters written so far, by choice
+        self._echoes = echoes
+        self._offsets = {index: len(echo) for index, echo in enumerate(echoes)}  # characters so far, by choice
 
     def begin(self) -> bytes:
-        return b""
+        return b"".join(self._chunk(index, echo, None) for index, echo in enumerate(self._echoes))
 
     def delta(self, piece: Piece) -> bytes:
         if not piece.text and not piece.logprobs:
             return b""
-        logprobs = self._told(piece.choice, list(piece.logprobs))
+        return self._chunk(piece.choice, piece.text, self._told(piece.choice, list(piece.logprobs)))
+
+    def _chunk(self, index: int, text: str, logprobs: Any) -> bytes:
         usage_null = {"usage": None} if self._include_usage else {}
-        return _event({**self._head, "choices": [_choice(piece.choice, piece.text, logprobs, None)], **usage_null})
+        return _event({**self._head, "choices": [_choice(index, text, logprobs, None)], **usage_null})
 
     def end(self, done: Done) -> bytes:
         chunks = [
@@ -136,8 +160,9 @@ class Answer:
         return b"".join(_event({**chunk, "usage": None}) for chunk in chunks) + _event(last) + b"data: [DONE]\n\n"
 
     def whole(self, choices: list[Whole], done: Done) -> bytes:
+        echoes = self._echoes or ("",) * len(choices)
         data = [
-            _choice(index, choice.text, self._told(index, choice.logprobs), done.finishes[index])
+            _choice(index, echoes[index] + choice.text, self._told(index, choice.logprobs), done.finishes[index])
             for index, choice in enumerate(choices)
         ]
         return orjson.dumps({**self._head, "choices": data, "usage": usage(done)})

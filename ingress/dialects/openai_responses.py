@@ -39,6 +39,7 @@ from ingress.dialects.openai_messages import (
     unique,
 )
 from ingress.dialects.openai_responses_answer import Answer, Echo
+from schemas.errors import ApiError
 from schemas.jobs import TOOLS_MAX, TOP_LOGPROBS_MAX, Sampling
 
 _ITEM_IDLE: Mapping[str, tuple[Any, ...]] = {"id": (), "status": ("completed",), "annotations": ([],)}
@@ -254,6 +255,8 @@ class ResponsesRequest(Routed):
             elif isinstance(item, OutputItem):
                 output = item.output if isinstance(item.output, str) else "".join(part.text for part in item.output)
                 said.append(ToolMessage(role="tool", tool_call_id=item.call_id, content=output))
+        if not said:
+            raise ApiError("invalid_request", "input: it has no message.", param="input")
         return said
 
     def all_idle(self) -> Iterator[str]:

@@ -213,6 +213,8 @@ RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({}, "input"),
     ({"input": []}, "input"),
     ({"input": 5}, "input"),
+    ({"input": [{"type": "reasoning"}]}, "input"),
+    ({"input": "x", "background": 0}, "background"),
     ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
     ({"input": [{"role": "robot", "content": "x"}]}, "input.0.role"),
     ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input.0.content.0"),
@@ -270,6 +272,8 @@ COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": {}}, "prompt"),
     ({"prompt": ["x"] * 17}, "prompt"),
     ({"prompt": "x", "logprobs": 6}, "logprobs"),
+    ({"prompt": "x", "logprobs": 0, "echo": True, "max_tokens": 0}, "logprobs"),
+    ({"prompt": [1, 2], "logprobs": 0, "echo": True}, "logprobs"),
     ({"prompt": "x", "logprobs": True}, "logprobs"),
     ({"prompt": "x", "best_of": 2}, "best_of"),
     ({"prompt": "x", "best_of": 21}, "best_of"),
@@ -310,6 +314,19 @@ def test_the_other_forms_name_what_has_no_effect() -> None:
     asked = openai_embeddings.parse(orjson.dumps(body), {})
     assert set(asked.ignored) == {"temperature", "max_tokens", "user"}
     assert asked.chat.prompts == ((1, 2), (3,))
-    body = {"model": "m", "prompt": "x", "suffix": "end", "best_of": 1, "n": 2, "echo": True, "logprobs": 0}
+    body = {"model": "m", "prompt": "x", "suffix": "end", "best_of": 1, "n": 2, "echo": True}
     asked = openai_completions.parse(orjson.dumps(body), {})
-    assert (asked.ignored, asked.chat.n, asked.chat.echo, asked.chat.logprobs) == (("suffix",), 2, True, 0)
+    assert (asked.ignored, asked.chat.n, asked.chat.echo, asked.chat.logprobs) == (("suffix",), 2, True, None)
+
+
+def test_an_echo_beside_logprobs_is_written_here_and_named() -> None:
+    body = {"model": "m", "prompt": ["ab", "c"], "echo": True, "logprobs": 0}
+    asked = openai_completions.parse(orjson.dumps(body), {})
+    assert (asked.ignored, asked.chat.echo) == (("echo.logprobs",), False)
+    whole = json.loads(asked.writer("r", 1).whole([Whole("Hi", [TOKEN], [])] * 2, DONE._replace(finishes=["stop"] * 2)))
+    assert [choice["text"] for choice in whole["choices"]] == ["abHi", "cHi"]
+    assert [choice["logprobs"]["text_offset"] for choice in whole["choices"]] == [[2], [1]]
+    answer = asked.writer("r", 1)
+    chunks = events(answer.begin() + answer.delta(Piece("Hi", 1, choice=1, logprobs=(TOKEN,))))
+    assert [chunk["choices"][0]["text"] for chunk in chunks] == ["ab", "c", "Hi"]
+    assert chunks[2]["choices"][0]["logprobs"]["text_offset"] == [1]
