@@ -151,6 +151,7 @@ Reply = Annotated[
     Claimed | Alive | Tokens | ChoiceEnd | Embedded | End | Rejected | Failed, Field(discriminator="kind")
 ]
 _REPLY: TypeAdapter[Reply] = TypeAdapter(Reply)
+_SELDOM = {"logprobs", "tool_calls"}
 
 
 class UnreadableReply(ValueError):
@@ -167,6 +168,9 @@ def parse(value: bytes) -> Reply:
 
 
 def dump(reply: Reply) -> bytes:
+    """What most records do not have is left out of them: a record a token is written, and read as the default."""
+    if isinstance(reply, Tokens) and not reply.logprobs and not reply.tool_calls:
+        return _REPLY.dump_json(reply, exclude=_SELDOM)
     return _REPLY.dump_json(reply)
 
 

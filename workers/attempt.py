@@ -245,15 +245,12 @@ class Attempt:
             called, calls = ((), calls) if text else (calls[:1], calls[1:])
             choice.written_bytes += len(shown.encode())
             self.completion_tokens += len(part)
-            self._write(
-                Tokens,
-                choice=index,
-                ids=tuple(part),
-                text=shown,
-                text_bytes=choice.written_bytes,
-                logprobs=tuple(self._logprob(chance) for chance in told),
-                tool_calls=tuple(called),
-            )
+            seldom: dict[str, Any] = {}
+            if told:
+                seldom["logprobs"] = tuple(self._logprob(chance) for chance in told)
+            if called:
+                seldom["tool_calls"] = tuple(called)
+            self._write(Tokens, choice=index, ids=tuple(part), text=shown, text_bytes=choice.written_bytes, **seldom)
 
     def _logprob(self, chance: Chance) -> TokenLogprob:
         top = tuple(self._alternative(token_id, logprob) for token_id, logprob in chance.top)

@@ -112,8 +112,9 @@ def assemble(config: NodeConfig, models: dict[str, Served]) -> Agent:
             draining=runner.draining,
         )
 
-    def edge() -> tuple[bool, bool]:
-        return runner.busy >= runner.slots, runner.draining
+    def edge() -> tuple[object, ...]:
+        away = tuple(name for name, served in models.items() if served.reloading)
+        return runner.busy >= runner.slots, runner.draining, away
 
     heart = Heart(config.kafka, config.node_id, describe, edge, lambda answers: ingresses.broker(answers, loop.time()))
     runner = Runner(models, outbox, ingresses, skew, heart.changed)

@@ -90,14 +90,17 @@ class Choice:
 
     def feed(self, ids: Sequence[int], text: str, chances: Sequence[Chance] = (), *, whole: bool = True) -> bool:
         """What the engine brought. True once a stop string is complete."""
+        if self._controls:
+            text = self._with_controls(ids, text)
+        came: Sequence[int | Chance] = chances or ids
         held, before = self._held
-        held.extend(chances or ids)
-        text = before + self._with_controls(ids, text)
-        if not whole:
-            self._held = (held, text)
-            return self._cutter.matched
-        self._held = ([], "")
-        self._pass(*self._cutter.feed(tuple(held), text))
+        if held or not whole:
+            held, text = [*held, *came], before + text
+            if not whole:
+                self._held = (held, text)
+                return self._cutter.matched
+            self._held, came = ([], ""), held
+        self._pass(*self._cutter.feed(tuple(came), text))
         return self._cutter.matched
 
     def end(self, finish: Literal["stop", "length"]) -> None:

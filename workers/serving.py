@@ -99,15 +99,13 @@ class Serving:
             while waiting:
                 # With images the first one's beginning is the claim; before it nothing may be written.
                 await self._generate(work, budget, waiting.popleft(), call_helpers)
-            while helpers:
-                done, helpers = await asyncio.wait(helpers, return_when=asyncio.FIRST_EXCEPTION)
-                for task in done:
-                    task.result()
+            if helpers:
+                await asyncio.gather(*helpers)
         finally:
             for task in helpers:
                 task.cancel()
-            if helpers:
-                await asyncio.gather(*helpers, return_exceptions=True)
+            # Every one is asked, or asyncio would log what it raised, and with it perhaps what a user wrote.
+            await asyncio.gather(*helpers, return_exceptions=True)
 
     async def _generate(self, work: Work, budget: int, choice: int, claimed: Callable[[], None] = lambda: None) -> None:
         """One choice. `claimed` is called once the claim is written."""

@@ -166,18 +166,25 @@ async def test_a_provider_is_trusted_by_what_the_operator_says(db: asyncpg.Pool)
 
 
 async def test_a_month_s_tokens_are_the_wallet_s_charged_ones(db: asyncpg.Pool) -> None:
+    """Those of a vector count once: what was delivered is the prompt."""
     now_ms = await db.fetchval("select (extract(epoch from now()) * 1000)::bigint")
     await add_wallet(db, "w")
-    for wallet, status, at_ms in [("w", "charged", now_ms), ("w", "charged", now_ms), ("v", "charged", now_ms),
-                                  ("w", "failed", now_ms), ("w", "charged", now_ms - 32 * 86_400_000)]:  # fmt: skip
+    await catalog.set_model(db, "vectors", catalog.price("1", "0"), "embedding")
+    rows = [
+        ("w", "charged", "m", now_ms),
+        ("w", "charged", "m", now_ms),
+        ("w", "charged", "vectors", now_ms),
+        ("v", "charged", "m", now_ms),
+        ("w", "failed", "m", now_ms),
+        ("w", "charged", "m", now_ms - 32 * 86_400_000),
+    ]
+    for row in rows:
         await db.execute(
-            "insert into derived.requests (request_id, partition, wallet_id, status, owner, owner_epoch, how, "
-            "ended_ms, prompt_tokens, completion_tokens) values ($1, 0, $2, $3, 'o', 1, 'stop', $4, 7, 5)",
+            "insert into derived.requests (request_id, partition, wallet_id, status, model, owner, owner_epoch, how, "
+            "ended_ms, prompt_tokens, completion_tokens) values ($1, 0, $2, $3, $4, 'o', 1, 'stop', $5, 7, 5)",
             new_id(),
-            wallet,
-            status,
-            at_ms,
+            *row,
         )
     month, tokens = await Admission(db).month_tokens("w")
-    assert (tokens, month) == (24, await db.fetchval("select to_char(now() at time zone 'UTC', 'YYYY-MM')"))
+    assert (tokens, month) == (31, await db.fetchval("select to_char(now() at time zone 'UTC', 'YYYY-MM')"))
     assert (await Admission(db).month_tokens("nobody"))[1] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 import struct
 from collections.abc import AsyncIterator
 from typing import Any
@@ -34,14 +35,20 @@ CITY = {
     "required": ["country", "capital"],
     "additionalProperties": False,
 }
+CANARY = "CANARY-7c2e"
 GREEDY = Sampling(temperature=0, seed=1)
 
 
 @pytest.fixture(scope="module")
 async def client(kafka: str) -> AsyncIterator[Client]:
     models = ",".join(f"{name}={FOLDER / file}" for name, file in MODELS.items())
-    async with running(kafka, lanes=32, SHRK_ENGINE="llamacpp", SHRK_MODELS=models) as (client, _):
+    async with running(kafka, lanes=48, SHRK_ENGINE="llamacpp", SHRK_MODELS=models) as (client, process):
         yield client
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+        text = (await process.log).decode()  # type: ignore[attr-defined]
+        assert "end=stop" in text
+        assert CANARY not in text  # whatever was asked for below, the engine's own lines included
 
 
 def user(content: Any) -> list[dict[str, Any]]:
@@ -167,3 +174,26 @@ async def test_the_most_inputs_are_claimed_and_can_be_cancelled(client: Client) 
     await client.cancel(job)
     await client.ended(answer)
     assert (answer.end.finish, answer.end.completion_tokens) == ("cancelled", answer.tally.completion_tokens)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"messages": user(CANARY), "stop": (CANARY,)},
+        {"messages": user([{"type": CANARY}])},
+        {"tools": (Tool(name="f", description=CANARY, parameters={"properties": {CANARY: {"const": CANARY}}}),),
+         "tool_choice": "required"},
+        {"response_format": JsonSchema(name="x", schema_={"enum": [CANARY]}, strict=True)},
+        {"response_format": JsonSchema(name="x", schema_={"type": "string", "pattern": f"^{CANARY}{{0,900}}$"})},
+        {"response_format": JsonSchema(name="x", schema_={"type": "string", "pattern": f"({CANARY}"})},
+        {"model": "shark-gemma-9b-vision", "messages": user([{"type": "image", "index": 0}]),
+         "images": (Image(media_type="image/png", data=base64.b64encode(CANARY.encode()).decode()),)},
+        {"task": "completion", "messages": [], "prompts": (CANARY,), "echo": True},
+        {"task": "completion", "messages": [], "prompts": (f"<|im_end|>{CANARY}",), "prefix_ids": (5,), "logprobs": 1},
+        {"model": "shark-embed-large-v1", "task": "embedding", "messages": [], "prompts": (CANARY,)},
+    ],
+)  # fmt: skip
+async def test_what_users_write_is_in_no_line_of_the_node(client: Client, asked: dict[str, Any]) -> None:
+    answer = await client.ask(**asked)
+    assert answer.end is not None
+    assert CANARY not in getattr(answer.end, "detail", "")

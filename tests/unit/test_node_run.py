@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -144,6 +145,17 @@ async def test_an_engine_that_crashes_is_loaded_again(node: Node) -> None:
     assert (node.engine.loads, node.runner.slots) == (2, 4)
     tally = await node.ask()
     assert (tally.terminal.finish, tally.completion_tokens) == ("length", 8)
+    assert node.runner.busy == 0
+
+
+async def test_choices_that_break_together_are_one_failure_and_no_log_quotes_them(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    tally = await node.ask(n=4)
+    assert (tally.terminal.kind, tally.terminal.code) == ("failed", "engine_error")
+    await asyncio.sleep(0.05)
+    gc.collect()  # asyncio logs an error that nobody asked a task for when the task goes
+    assert "secret" not in caplog.text
     assert node.runner.busy == 0
 
 

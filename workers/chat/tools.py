@@ -173,13 +173,16 @@ def _arguments(builder: Builder, tool: Tool) -> Alternative:
         return any_object(builder)
     schema = tool.parameters if "type" in tool.parameters else {"type": "object", **tool.parameters}
     if schema["type"] != "object":
-        raise BadSchema((), "the parameters of a tool have to be of type object")
-    try:
-        return schema_value(builder, schema)
-    except BadSchema:
         if tool.strict:
-            raise
+            raise BadSchema((), "the parameters of a tool have to be of type object")
         return any_object(builder)
+    if not tool.strict:
+        try:
+            scratch = Builder()
+            scratch.grammar(schema_value(scratch, schema))
+        except (BadSchema, GrammarTooLarge):
+            return any_object(builder)
+    return schema_value(builder, schema)
 
 
 def _free(builder: Builder, form: Form, calls: Alternative) -> Alternative:

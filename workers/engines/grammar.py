@@ -118,9 +118,12 @@ class Builder:
         return (*item * at_least, *rest)
 
     def grammar(self, root: Alternative) -> Grammar:
-        """The grammar. Raises GrammarTooLarge where a rule begins with itself."""
+        """The grammar, without what can never be said. Raises GrammarTooLarge where a rule begins with itself, and
+        where nothing at all can be said."""
         name = self.rule(root)
-        rules = _reachable(self._rules, (name,))
+        rules = _reachable(_sayable(_reachable(self._rules, (name,))), (name,))
+        if not rules[name]:
+            raise GrammarTooLarge("nothing can be said")
         _check_left_recursion(rules)
         return Grammar(rules, name)
 
@@ -254,15 +257,25 @@ class Matcher:
 def _reachable(
     rules: Mapping[str, tuple[Alternative, ...]], names: Iterable[str]
 ) -> dict[str, tuple[Alternative, ...]]:
-    """The rules that these lead to."""
-    found: dict[str, tuple[Alternative, ...]] = {}
+    """The rules that these lead to, in the order that they had: parts before wholes, mostly, which is quick to fold."""
+    found: set[str] = set()
     waiting = list(names)
     while waiting:
         name = waiting.pop()
         if name not in found:
-            found[name] = rules[name]
-            waiting += [symbol for one in found[name] for symbol in one if isinstance(symbol, str)]
-    return found
+            found.add(name)
+            waiting += [symbol for one in rules[name] for symbol in one if isinstance(symbol, str)]
+    return {name: alternatives for name, alternatives in rules.items() if name in found}
+
+
+def _sayable(rules: Mapping[str, tuple[Alternative, ...]]) -> dict[str, tuple[Alternative, ...]]:
+    """The rules without alternatives that no text can end: a range without numbers, a list of itself."""
+    lengths = _shortest_lengths(rules)
+
+    def ends(one: Alternative) -> bool:
+        return all(isinstance(symbol, Chars) or lengths[symbol] < SYMBOLS_MAX for symbol in one)
+
+    return {name: tuple(one for one in alternatives if ends(one)) for name, alternatives in rules.items()}
 
 
 def _shortest_lengths(rules: Mapping[str, tuple[Alternative, ...]]) -> dict[str, int]:

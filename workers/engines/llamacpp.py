@@ -176,6 +176,8 @@ class LlamaCppEngine:
     async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
         """See Engine.tokenize_inputs. One call for many: two thousand take two seconds one by one."""
         loaded = self._require_loaded()
+        if not loaded.head.controls:
+            return [await self.tokenize(text, special=False, begin=bool(text)) for text in texts]
         border = min(loaded.head.controls)  # as an id; no text is read as one here
         begin = [
             at for at, text in loaded.head.controls.items() if loaded.head.adds_bos and text == loaded.head.bos_text

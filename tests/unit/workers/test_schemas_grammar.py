@@ -59,6 +59,8 @@ CASES: list[tuple[Any, list[Any], list[str]]] = [
     ({"type": "integer", "maximum": -3}, [-3, -10], ["-2", "0", "3"]),
     ({"type": "number", "minimum": 0, "maximum": 1}, [0, 1, 0.5, 0.25], ["-0.1", "1.1", "2"]),
     ({"type": "number", "exclusiveMinimum": 0.5, "maximum": 2.25}, [1, 2, 0.75, 2.25], ["0.5", "2.26", "0"]),
+    ({"type": "number", "minimum": 0.6, "maximum": 0.9}, [0.6, 0.75, 0.9], ["0.5", "1", "0.91"]),
+    ({"type": "object", "properties": {"a": {"$ref": "#"}}}, [{}, {"a": {}}], ['{"a": 1}']),
     ({"type": "number", "minimum": -1.5}, [-1.5, 0, 3, 12.75], ["-1.6", "-2"]),
     ({"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3}, [[1, 2], [1, 2, 3]],
      ["[]", "[1]", "[1, 2, 3, 4]", "[1,]"]),
@@ -241,6 +243,20 @@ def test_any_object_is_any() -> None:
     grammar = builder.grammar(any_object(builder))
     assert takes(grammar, '{"a": [{}, 1, "\\u00e9"]}')
     assert not takes(grammar, "[]")
+
+
+@pytest.mark.parametrize("schema", [case[0] for case in CASES], ids=range(len(CASES)))
+def test_every_rule_can_be_said(schema: Any) -> None:
+    for line in grammar_of(schema).gbnf().splitlines():
+        name, _, alternatives = line.partition(" ::= ")
+        assert name
+        assert all(one.strip() for one in alternatives.split(" | "))
+
+
+def test_a_list_of_itself_ends_nowhere() -> None:
+    endless = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    with pytest.raises(GrammarTooLarge, match="nothing can be said"):
+        grammar_of(endless)
 
 
 def test_gbnf_has_one_root_and_escapes() -> None:

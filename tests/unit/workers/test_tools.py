@@ -130,8 +130,12 @@ def test_an_answer_in_a_form_or_a_call() -> None:
 
 def test_schemas_of_tools() -> None:
     odd = {"type": "object", "properties": {"a": {"not": {}}}}
-    assert constraint_of(job(tools=(Tool(name="f", parameters=odd),), tool_choice="required"), HERMES) is not None
-    for schema in (odd, {"type": "array"}, {"type": "object", "properties": {"x": {"$ref": "#/properties/x"}}}):
+    endless = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
+    for schema in (odd, {"type": "array"}, endless):
+        loose = constraint_of(job(tools=(Tool(name="f", parameters=schema),), tool_choice="required"), LLAMA3)
+        assert loose is not None
+        assert takes(loose, '{"name": "f", "parameters": {"b": [1]}}')
+    for schema in (odd, {"type": "array"}, {"properties": {"x": {"$ref": "#/properties/x"}}, "required": ["x"]}):
         with pytest.raises(BadSchema):
             constraint_of(job(tools=(Tool(name="f", parameters=schema, strict=True),), tool_choice="required"), HERMES)
     untyped = Tool(name="f", parameters={"properties": {"a": {"type": "null"}}}, strict=True)
