@@ -109,6 +109,7 @@ def assemble(config: NodeConfig, models: dict[str, Served]) -> Agent:
             models=tuple(told[name] for name, served in models.items() if not served.reloading),
             slots=runner.slots,
             busy_by_owner=runner.busy_by_owner,
+            first_token_ms=None if runner.first_token_ms is None else round(runner.first_token_ms),
             draining=runner.draining,
         )
 

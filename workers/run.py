@@ -47,6 +47,8 @@ ATTEMPTS_MAX = 8192
 #: How often silence, deadlines, stalls and owners are looked at.
 TICK_S = 0.1
 RELOADS_MAX = 3
+#: How much the last job counts in the measured time to the first token.
+_RECENT = 0.2
 #: How long engines may take to let go of attempts whose last record is written.
 LET_GO_S_MAX = 1.0
 
@@ -97,6 +99,8 @@ class Runner:
         self._count = 0
         self._broken: asyncio.Future[None] = loop.create_future()
         self._reloads: set[asyncio.Task[None]] = set()
+        #: From a job's arrival to its first text or vector, recent ones counting most; None before any.
+        self.first_token_ms: float | None = None
         self.draining = False
 
     @property
@@ -178,6 +182,10 @@ class Runner:
 
     def _ended(self, key: _Key, attempt: Attempt) -> None:
         del self._running[key]
+        if attempt.first_token_at_s is not None:
+            took_ms = (attempt.first_token_at_s - attempt.started_at_s) * 1000
+            before_ms = took_ms if self.first_token_ms is None else self.first_token_ms
+            self.first_token_ms = before_ms + _RECENT * (took_ms - before_ms)
         _log_end(attempt, self._now())
 
     def _in_time(self, attempt: Attempt) -> bool:

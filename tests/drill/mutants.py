@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 CORE = "tests/unit/test_ledger_core.py"
-ERRATA = "tests/unit/test_errata.py"
+ERRATA = "tests/unit/test_ledger_errata.py"
 WRITER = "tests/unit/test_ledger_writer.py"
 PROJECTION = "tests/integration/test_projection.py"
 ADMISSION = "tests/integration/test_admission_sql.py"

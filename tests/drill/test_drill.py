@@ -37,7 +37,7 @@ def test_a_bug_that_breaks_the_program_proves_nothing(tree: Path) -> None:
 
 def test_a_test_that_is_not_there_fails_the_drill(tree: Path) -> None:
     with pytest.raises(DrillFailed, match="pytest ends with 4"):
-        drill(tree, PURE[0]._replace(tests=("tests/unit/test_errata.py::test_nothing",)))
+        drill(tree, PURE[0]._replace(tests=("tests/unit/test_ledger_errata.py::test_nothing",)))
 
 
 def test_every_text_stands_once_and_every_name_once(tree: Path) -> None:

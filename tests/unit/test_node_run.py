@@ -134,6 +134,28 @@ async def node() -> AsyncIterator[Node]:
     await engine.unload()
 
 
+async def test_the_time_to_the_first_token_is_measured_and_tells_of_late(node: Node) -> None:
+    loop = asyncio.get_running_loop()
+    node.engine.broken = False
+
+    async def ask(**changes: Any) -> Tally:
+        tally = await node.ask(**changes)
+        while node.runner.running:
+            await asyncio.sleep(0)
+        return tally
+
+    assert (await ask(max_tokens=0)).completion_tokens == 0
+    assert node.runner.first_token_ms is None  # it had none
+    before_s = loop.time()
+    await ask()
+    first_ms = node.runner.first_token_ms
+    assert first_ms is not None
+    assert 0 <= first_ms <= (loop.time() - before_s) * 1000
+    node.runner.first_token_ms = 10_000.0
+    await ask()
+    assert node.runner.first_token_ms == pytest.approx(8_000, rel=0.1)
+
+
 async def test_an_engine_that_crashes_is_loaded_again(node: Node) -> None:
     tally = await node.ask()
     assert (tally.terminal.code, tally.completion_tokens) == ("engine_error", 2)
