@@ -65,12 +65,11 @@ class Form(BaseModel):
 
     def idle(self) -> Iterator[str]:
         """Names of what was given and has no effect, in this part alone."""
-        for name, value in (self.model_extra or {}).items():
-            if value is not None:
-                yield name
-        for name, harmless in self.IDLE.items():
+        if self.model_extra:
+            yield from (name for name, value in self.model_extra.items() if value is not None)
+        for name in self.model_fields_set & self.IDLE.keys():
             value = getattr(self, name)
-            if value is not None and value not in harmless:
+            if value is not None and value not in self.IDLE[name]:
                 yield name
 
 
@@ -103,11 +102,9 @@ def remade(form: type[_F], value: dict[str, Any], param: str) -> _F:
     """Another form's value as this one. Raises ApiError invalid_request for what this one does not take."""
     try:
         return form.model_validate(value)
-    except ValidationError as error:
-        path = ".".join(str(step) for step in error.errors(include_input=False)[0]["loc"])[:100]
-        raise ApiError(
-            "invalid_request", f"{param}: a message of this role does not take {path}.", param=param
-        ) from None
+    except ValidationError:
+        message = f"{param}: a message of this role does not take what is in it."
+        raise ApiError("invalid_request", message, param=param) from None
 
 
 #: Errors that say of a union's member that it was not meant at all.

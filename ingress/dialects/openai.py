@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ingress.chat import Asked, Chat, Routing
+from ingress.chat import ANYWHERE, Asked, Chat, Routing
 from ingress.dialects import forms
 from ingress.dialects.forms import INTEGRAL, Form, LogitBias, MaxTokens, Metadata, Penalty, Seed, Stops
 from ingress.dialects.openai_answer import Answer
@@ -60,6 +60,8 @@ class Routed(Form):
     deny_hosters: Hosters | None = None
 
     def routing(self) -> Routing:
+        if not self.model_fields_set & Routed.model_fields.keys():
+            return ANYWHERE
         return Routing(
             self.tier,
             bool(self.privacy_mode),

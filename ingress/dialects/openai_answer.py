@@ -33,6 +33,7 @@ class Answer:
         self._head = head
         self._open = b"data: " + orjson.dumps(head)[:-1] + b',"choices":[{"index":0,"delta":'
         self._close = b',"logprobs":null,"finish_reason":null}]' + (b',"usage":null}' if include_usage else b"}")
+        self._close_plain = b"}" + self._close + b"\n\n"
 
     def begin(self) -> bytes:
         role = {"role": "assistant", "content": "", "refusal": None}
@@ -40,17 +41,16 @@ class Answer:
         return first + b"".join(self._chunk(index, role) for index in range(1, self._choices))
 
     def delta(self, piece: Piece) -> bytes:
-        if piece.choice == 0 and not piece.logprobs and not piece.tool_calls:
-            if not piece.text:
-                return b""
-            return self._open + b'{"content":' + orjson.dumps(piece.text) + b"}" + self._close + b"\n\n"
+        text, _, _, choice, logprobs, calls, _, _ = piece
+        if not (choice or logprobs or calls):
+            return self._open + b'{"content":' + orjson.dumps(text) + self._close_plain if text else b""
         out = b""
         if piece.text or piece.logprobs:
             out = self._chunk(
                 piece.choice, {"content": piece.text}, _logprobs(piece.logprobs) if self._logprobs else None
             )
-        for call in piece.tool_calls:
-            out += self._chunk(piece.choice, self._call_delta(call))
+        for call in calls:
+            out += self._chunk(choice, self._call_delta(call))
         return out
 
     def end(self, done: Done) -> bytes:

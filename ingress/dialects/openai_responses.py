@@ -285,8 +285,8 @@ def _message(role: str, content: Any) -> SystemMessage | UserMessage | Assistant
             {"type": "image_url", "image_url": {"url": part.image_url}}
             if isinstance(part, ImagePart)
             else {"type": "refusal", "refusal": part.refusal}
-            if isinstance(part, RefusalPart)
-            else {"type": "text", "text": part.text}
+            if isinstance(part, RefusalPart) and role == "assistant"
+            else {"type": "text", "text": part.refusal if isinstance(part, RefusalPart) else part.text}
             for part in content
         ]
     form = {"user": UserMessage, "assistant": AssistantMessage}.get(role, SystemMessage)
