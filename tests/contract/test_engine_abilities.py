@@ -15,6 +15,7 @@ import pytest
 
 from tests.contract.test_engines import GREEDY, ask, collect, ids_of, make, text_of
 from tests.unit.workers.pictures import COLOURS, png
+from tests.unit.workers.test_schemas_grammar import CASES
 from workers.chat.schemas import schema_value
 from workers.engines import create, default_model_path
 from workers.engines.base import (
@@ -30,7 +31,7 @@ from workers.engines.base import (
     Sampling,
 )
 from workers.engines.double import DoubleEngine
-from workers.engines.grammar import Builder, Grammar, literal
+from workers.engines.grammar import Builder, Grammar, Matcher, literal
 
 MODELS = (default_model_path("llamacpp") or Path()).parent
 CITY: dict[str, Any] = {
@@ -325,6 +326,19 @@ class TestWhatAModelCannot:
         finally:
             await text.unload()
             await vectors.unload()
+
+
+@pytest.mark.parametrize("schema", [case[0] for case in CASES], ids=range(len(CASES)))
+async def test_llamacpp_reads_every_grammar_as_we_do(llamacpp: Engine, schema: Any) -> None:
+    constraint = grammar_of(schema)
+    for sampling in (GREEDY, Sampling(temperature=2.0, seed=1), Sampling(temperature=2.0, seed=2)):
+        generation = Generation(await ask(llamacpp, QUESTION), 120, sampling=sampling, constraint=constraint)
+        pieces = await collect(llamacpp, generation)
+        matcher = Matcher(constraint)
+        assert matcher.feed(text_of(pieces))
+        if pieces[-1].finish == "stop":
+            assert matcher.accepts
+            jsonschema.validate(json.loads(text_of(pieces)), schema)
 
 
 class TestLlamaCppSampling:

@@ -21,6 +21,7 @@ from tests.unit.workers.pictures import png
 from workers.chat.template import ChatTemplate
 from workers.chat.tools import form_of
 from workers.engines import default_model_path
+from workers.engines.base import IMAGE
 from workers.engines.double import DoubleEngine
 
 WEATHER: dict[str, Any] = {
@@ -340,6 +341,17 @@ class TestImages:
         _, plain = await api.records(messages=[{"role": "user", "content": "what is this?"}])
         assert (plain[0].prompt_tokens, plain[0].image_tokens) == (seen["red"][0], 0)
         assert seen["red"] != seen["blue"]
+
+    async def test_one_image_goes_first_and_several_stay_where_they_are(self, api: Api) -> None:
+        shown, said = {"type": "image", "index": 0}, {"type": "text", "text": "WORDS"}
+        orders = {}
+        for name, content in {"one": [said, shown], "two": [shown, said, shown]}.items():
+            job = api.job(images=(PICTURE,), messages=[{"role": "user", "content": content}])
+            work = await api.served.prepare(job)
+            spelt = "".join("#" if token_id == IMAGE else chr(token_id) for token_id in work.prompt_ids)
+            orders[name] = [mark for mark in spelt.replace("WORDS", "$") if mark in "#$"]
+            assert len(work.images) == spelt.count("#")
+        assert orders == {"one": ["#", "$"], "two": ["#", "$", "#"]}
 
     async def test_choices_wait_for_the_claim(self, api: Api) -> None:
         content = [{"type": "image", "index": 0}, {"type": "image", "index": 0}]
