@@ -153,7 +153,7 @@ async def port(core: ScriptedCore) -> AsyncIterator[int]:
     while not server.started:
         await asyncio.sleep(0.01)
     yield free
-    server.should_exit = True
+    server.should_exit = server.force_exit = True
     await running
 
 
