@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Mapping
 from typing import Any
-
-import orjson
 
 from ledger.books import Adjustment, Request
 from schemas.events import ModelPrice
@@ -24,14 +23,9 @@ def request_of_row(row: Mapping[str, Any]) -> Request:
     )
 
 
-def prices_json(prices: tuple[ModelPrice, ...]) -> str:
-    """What derived.requests keeps of an accept's prices."""
-    return orjson.dumps([price.__dict__ for price in prices]).decode()
-
-
 @functools.lru_cache(maxsize=1024)  # requests differ in their prices far less than in anything else
 def _prices_of(text: str) -> tuple[ModelPrice, ...]:
-    return tuple(ModelPrice.model_validate(price) for price in orjson.loads(text))
+    return tuple(ModelPrice.model_validate(price) for price in json.loads(text))
 
 
 def adjustment_of_row(row: Mapping[str, Any]) -> Adjustment:
