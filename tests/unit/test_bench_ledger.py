@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from infra.bench.ledger import Measured, Rate, synthetic, table
-from infra.bench.ledger_projection import Projected
+from infra.bench.ledger_projection import WHAT, Projected
 from ledger.apply import step
 from ledger.books import Books
 from ledger.invariants import broken_by, broken_in, overdrawn
@@ -33,11 +33,11 @@ def test_every_event_of_the_bench_is_applied(count: int) -> None:
 
 
 def test_the_table_judges_the_bars() -> None:
-    names = ("append to Kafka, acked", "projection into PostgreSQL", "replay from Kafka", "replay from the archive")
-    projected = Projected("projection into PostgreSQL", 1_000_000, 25.0, 0, 0.9, 1.84, 3.2)
-    text = table(Measured([Rate(name, 1_000_000, 25.0) for name in names], projected, 50_000_000, "abc"))
+    names = ("append to Kafka, acked", *WHAT.values(), "replay from Kafka", "replay from the archive")
+    projected = Projected(WHAT[2], 1_000_000, 25.0, 0, 0.9, 1.84, 3.2)
+    text = table(Measured([Rate(name, 1_000_000, 25.0) for name in names], [projected], 50_000_000, "abc"))
     assert "| append to Kafka, acked | 1,000,000 | 25.0 | 40,000 |" in text
-    assert "projection of 15,000 usage events/s: 20,000, **met**" in text
+    assert "projection into PostgreSQL of 15,000 usage events/s: 20,000, **met**" in text
     assert "20,000 usages/s over the whole backlog" in text
     assert "1.8 were busy, 0.9 of them with streams; load 3.2" in text
     assert "replay from Kafka of 150,000/s: 40,000, **NOT met**" in text
