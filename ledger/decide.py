@@ -231,7 +231,9 @@ def _charge(request: Request, event: UsageRecorded, price: ModelPrice) -> Decisi
         account = request.payer if pays is Pays.CLIENT else LOSSES
         postings = postings_of(charge, request.asset, account, event.segments)
     ended = Request(
-        *request[:14],
+        request.wallet_id,
+        CHARGED,
+        *request[2:14],
         event.model,
         event.at_ms,
         event.how.value,
@@ -240,7 +242,7 @@ def _charge(request: Request, event: UsageRecorded, price: ModelPrice) -> Decisi
         charge,
         by_client,
         clamped,
-    )._replace(status=CHARGED)
+    )
     return Decision(Outcome.APPLIED, postings, ended, None, by_client)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
-
-import orjson
 
 from ledger.books import Adjustment, Request
 from schemas.events import ModelPrice
@@ -14,24 +12,19 @@ from schemas.events import ModelPrice
 _PLAIN = tuple(name for name in Request._fields if name not in ("prices", "cap_day"))
 
 
-def request_of_row(row: Mapping[str, Any]) -> Request:
-    """The request that a row of derived.requests holds."""
+def prices_of(text: str) -> tuple[ModelPrice, ...]:
+    """The prices that derived.requests keeps of an accept. Raises ValueError where they are none."""
+    return tuple(ModelPrice.model_validate(price) for price in json.loads(text))
+
+
+def request_of_row(row: Mapping[str, Any], prices: Callable[[str], tuple[ModelPrice, ...]] = prices_of) -> Request:
+    """The request that a row of derived.requests holds. `prices` may be a memory of `prices_of`: rows differ little."""
     day = row["cap_day"]
     return Request(
         **{name: row[name] for name in _PLAIN},
-        prices=_prices_of(row["prices"] or "[]"),
+        prices=prices(row["prices"] or "[]"),
         cap_day=None if day is None else day.isoformat(),
     )
-
-
-def prices_json(prices: tuple[ModelPrice, ...]) -> str:
-    """What derived.requests keeps of an accept's prices."""
-    return orjson.dumps([price.__dict__ for price in prices]).decode()
-
-
-@functools.lru_cache(maxsize=1024)  # requests differ in their prices far less than in anything else
-def _prices_of(text: str) -> tuple[ModelPrice, ...]:
-    return tuple(ModelPrice.model_validate(price) for price in orjson.loads(text))
 
 
 def adjustment_of_row(row: Mapping[str, Any]) -> Adjustment:

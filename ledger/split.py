@@ -23,7 +23,7 @@ def split(charge_nano: int, weights: Sequence[int]) -> Shares:
     The providers' part is divided by `weights` (tokens delivered). Without any weight above zero it stays with the
     platform. Raises ValueError for a negative charge or weight.
     """
-    if charge_nano < 0 or any(weight < 0 for weight in weights):
+    if charge_nano < 0 or min(weights, default=0) < 0:
         raise ValueError("a charge and its weights are never negative")
     burn = charge_nano // BURN_DIVISOR
     rest = charge_nano - burn

@@ -41,7 +41,7 @@ class Slicer:
 
 
 class _Bundle(NamedTuple):
-    end: int  # of all records of its partition that were ever put, how many come before its end
+    records: Sequence[Any]
     ack: Callable[[], object]
 
 
@@ -49,11 +49,29 @@ class _Lane:
     """What waits of one partition."""
 
     def __init__(self) -> None:
-        self.records: list[Any] = []
         self.bundles: deque[_Bundle] = deque()
-        self.put = 0
-        self.applied = 0
         self.worker: asyncio.Task[None] | None = None
+
+    def take(self, most: int) -> tuple[list[Any], list[Callable[[], object]]]:
+        """The next records, at most so many, and what to ack behind them.
+
+        Bundles are merged only where one follows on the other: after a rebalance the log is read again from where
+        PostgreSQL was then, and what was waiting here before overlaps with it.
+        """
+        part: list[Any] = []
+        acks: list[Callable[[], object]] = []
+        while self.bundles and len(part) < most:
+            records, ack = self.bundles[0]
+            if part and records[0].offset != part[-1].offset + 1:
+                break
+            room = most - len(part)
+            part.extend(records[:room])
+            if len(records) > room:
+                self.bundles[0] = _Bundle(records[room:], ack)
+            else:
+                self.bundles.popleft()
+                acks.append(ack)
+        return part, acks
 
 
 class Pipeline:
@@ -75,9 +93,7 @@ class Pipeline:
         async with self._room:
             await self._room.wait_for(lambda: self._waiting < WAITING_MAX and not self._closed)
         lane = self._lanes.setdefault(partition, _Lane())
-        lane.records.extend(records)
-        lane.put += len(records)
-        lane.bundles.append(_Bundle(lane.put, ack))
+        lane.bundles.append(_Bundle(records, ack))
         self._waiting += len(records)
         if lane.worker is None:
             lane.worker = asyncio.create_task(self._work(partition, lane), name=f"partition {partition}")
@@ -93,7 +109,7 @@ class Pipeline:
 
     async def _work(self, partition: int, lane: _Lane) -> None:
         try:
-            while lane.records:
+            while lane.bundles:
                 async with self._turns:
                     if self._closed:
                         return
@@ -105,14 +121,12 @@ class Pipeline:
             lane.worker = None
 
     async def _one(self, partition: int, lane: _Lane) -> None:
-        part = lane.records[: self._slicer.records]
-        del lane.records[: len(part)]
+        part, acks = lane.take(self._slicer.records)
         began_s = time.monotonic()
         applied = await self._apply(partition, part)
         self._slicer.took(time.monotonic() - began_s, applied.held_s)
-        lane.applied += len(part)
-        while lane.bundles and lane.bundles[0].end <= lane.applied:
-            lane.bundles.popleft().ack()
+        for ack in acks:
+            ack()
         async with self._room:
             self._waiting -= len(part)
             self._room.notify_all()

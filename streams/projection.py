@@ -11,6 +11,7 @@ admissions, then accounts; so admission waits for a wallet as briefly as can be 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,10 +21,12 @@ import asyncpg
 from ledger.books import Books, Credit
 from ledger.errata import NO_ERRATA, Errata
 from ledger.log import cached_partition_of
-from ledger.rows import adjustment_of_row, request_of_row
+from ledger.rows import adjustment_of_row, prices_of, request_of_row
 from schemas import topics
 from streams.slices import COLUMNS, ProjectionStopped, Slice, request_row, sha256_of, updated_columns
 from streams.sql import DERIVED, statements
+
+_prices_of = functools.lru_cache(maxsize=1024)(prices_of)
 
 
 class Applied(NamedTuple):
@@ -139,7 +142,7 @@ class Projection:
         """What the slice's events will ask the books for."""
         if part.request_ids:
             for row in await db.fetch(self._sql["requests"], list(part.request_ids), part.partition):
-                books.requests[str(row["request_id"])] = request_of_row(row)
+                books.requests[str(row["request_id"])] = request_of_row(row, _prices_of)
         if part.credit_refs:
             for row in await db.fetch(self._sql["credits"], *zip(*part.credit_refs, strict=True)):
                 credit = Credit(row["asset"], row["amount_nano"], row["offset"])

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from typing import Any
 
+import orjson
+
 from ledger.apply import step
 from ledger.books import Adjustment, Books, Credit, Request, wallet_account
 from ledger.digest import chain_link, record_sha256
 from ledger.errata import NO_ERRATA, Errata
 from ledger.outcomes import Outcome
-from ledger.rows import prices_json
 from schemas import topics
 from schemas.events import (
     AdjustmentPosted,
@@ -149,7 +150,7 @@ def request_row(request_id: str, request: Request, partition: int) -> tuple[Any,
         request_id,
         partition,
         *request[:_PRICES],
-        prices_json(request.prices) if request.prices else None,
+        orjson.dumps([price.__dict__ for price in request.prices]).decode() if request.prices else None,
         *request[_PRICES + 1 : _CAP_DAY],
         None if day is None else date.fromisoformat(day),
         *request[_CAP_DAY + 1 :],

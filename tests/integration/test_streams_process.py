@@ -47,8 +47,9 @@ async def log_ends(kafka: str) -> dict[int, int]:
         return await reader.ends()
 
 
-#: Of each round: how many processes share the partitions, and how many of them are killed in it.
-ROUNDS = [(1, 1), (2, 2), (1, 1), (2, 1), (2, 2)]
+#: Of each round: how many processes share the partitions, how many of them are killed in it, and whether the second one
+#: joins in the middle of the work.
+ROUNDS = [(1, 1, False), (2, 2, False), (2, 1, True), (1, 1, False), (2, 2, True)]
 
 
 async def test_kill_9_at_random_leaves_300000_events_exact(
@@ -65,21 +66,29 @@ async def test_kill_9_at_random_leaves_300000_events_exact(
     pair = [StreamsProcess(ledger_log, books_url, P, tmp_path / f"streams-{n}.log") for n in range(2)]
     feeding: asyncio.Task[None] | None = None
     try:
-        for number, (workers, victims) in enumerate(ROUNDS):
-            await _run(pair, workers)
-            await shared_by(ledger_log, workers)
+        for number, (workers, victims, late) in enumerate(ROUNDS):
+            await _run(pair, 1 if late else workers)
+            await shared_by(ledger_log, 1 if late else workers)
             last = number == len(ROUNDS) - 1
             part = many[number * share : len(many) if last else (number + 1) * share]
             feeding = asyncio.create_task(append(ledger_log, part))
             at = number * share
+            if late:
+                at += rng.randrange(share // 4)
+                await _until_applied(books, at + 1)
+                pair[1].start()
+            dead: list[StreamsProcess] = []
             for victim in rng.sample(pair[:workers], victims):
                 at = rng.randrange(at + 1, number * share + share * 4 // 5)
                 await _until_applied(books, at)
                 await asyncio.sleep(rng.random() * 0.1)
                 victim.kill()
                 kills += 1
+                dead.append(victim)
                 assert await victim.ended(5) == -signal.SIGKILL, victim.text()
             await feeding
+            for process in pair[:workers]:
+                assert process in dead or process.runs(), process.text()  # nobody ends of another's death, or birth
         await _run(pair, 1)
         ends = await log_ends(ledger_log)
         await read_up_to(books, ends, 120)

@@ -9,7 +9,7 @@ import pytest
 
 from infra.bench.ledger import ARCHIVE, KAFKA, Measured, Rate, synthetic, table
 from infra.bench.ledger_peers import Peer, hledger
-from infra.bench.ledger_projection import Projected
+from infra.bench.ledger_projection import WHAT, Projected
 from ledger.apply import step
 from ledger.books import Books
 from ledger.invariants import broken_by, broken_in, overdrawn
@@ -37,14 +37,14 @@ def test_every_event_of_the_bench_is_applied(count: int) -> None:
 
 
 def test_the_table_judges_the_bars() -> None:
-    names = ("append to Kafka, acked", "projection into PostgreSQL", KAFKA, ARCHIVE)
-    projected = Projected("projection into PostgreSQL", 1_000_000, 25.0, 0, 0.9, 1.84, 3.2)
+    names = ("append to Kafka, acked", *WHAT.values(), KAFKA, ARCHIVE)
+    projected = Projected(WHAT[2], 1_000_000, 25.0, 0, 0.9, 1.84, 3.2)
     peers = [Peer("one", 100, 4.0), Peer("other", missing="it is not here")]
-    text = table(Measured([Rate(name, 1_000_000, 25.0) for name in names], projected, 50_000_000, "abc", peers))
+    text = table(Measured([Rate(name, 1_000_000, 25.0) for name in names], [projected], 50_000_000, "abc", peers))
     assert "| one | 100 | 4.0 | 25 |" in text
     assert "- other: not measured, it is not here" in text
     assert "| append to Kafka, acked | 1,000,000 | 25.0 | 40,000 |" in text
-    assert "projection of 15,000 usage events/s: 20,000, **met**" in text
+    assert "projection into PostgreSQL of 15,000 usage events/s: 20,000, **met**" in text
     assert "20,000 usages/s over the whole backlog" in text
     assert "1.8 were busy, 0.9 of them with streams; load 3.2" in text
     assert "replay from Kafka of 150,000/s: 40,000, **NOT met**" in text

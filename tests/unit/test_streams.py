@@ -70,13 +70,14 @@ class _Target:
         self.go = asyncio.Event()
         self.fails_at: int | None = None
 
-    async def apply(self, partition: int, records: Sequence[int]) -> Applied:
+    async def apply(self, partition: int, records: Sequence[Any]) -> Applied:
         self.running += 1
         self.most = max(self.most, self.running)
-        self.slices.append((partition, list(records)))
+        offsets = [record.offset for record in records]
+        self.slices.append((partition, offsets))
         await self.go.wait()
         self.running -= 1
-        if self.fails_at in records:
+        if self.fails_at in offsets:
             raise RuntimeError("planted")
         return Applied(len(records), 0.0)
 
@@ -85,6 +86,10 @@ class _Target:
 
     def of(self, partition: int) -> list[int]:
         return [number for p, numbers in self.slices if p == partition for number in numbers]
+
+
+def _records(first: int, end: int) -> list[Any]:
+    return [SimpleNamespace(offset=offset) for offset in range(first, end)]
 
 
 async def _settled() -> None:
@@ -98,7 +103,7 @@ async def test_partitions_go_side_by_side_and_each_in_its_order() -> None:
     for partition in range(AT_ONCE + 2):
         for at in range(0, 3000, 100):
             name = f"{partition}/{at}"
-            await pipeline.put(partition, range(at, at + 100), lambda name=name: target.acked.append(name))
+            await pipeline.put(partition, _records(at, at + 100), lambda name=name: target.acked.append(name))
     await _settled()
     assert target.most == AT_ONCE
     assert target.acked == []  # nothing is acked before it is committed
@@ -113,8 +118,8 @@ async def test_partitions_go_side_by_side_and_each_in_its_order() -> None:
 async def test_a_bundle_is_acked_when_its_last_record_is_committed() -> None:
     target = _Target()
     pipeline = Pipeline(target.apply, target.on_error)
-    await pipeline.put(0, range(SLICE_START - 1), lambda: target.acked.append("first"))
-    await pipeline.put(0, range(SLICE_START - 1, SLICE_START + 5), lambda: target.acked.append("second"))
+    await pipeline.put(0, _records(0, SLICE_START - 1), lambda: target.acked.append("first"))
+    await pipeline.put(0, _records(SLICE_START - 1, SLICE_START + 5), lambda: target.acked.append("second"))
     target.fails_at = SLICE_START + 2  # in the second slice, which the second bundle reaches into
     target.go.set()
     await _settled()
@@ -122,26 +127,38 @@ async def test_a_bundle_is_acked_when_its_last_record_is_committed() -> None:
     assert [str(error) for error in target.errors] == ["planted"]
 
 
+async def test_what_a_rebalance_reads_again_is_not_taken_for_what_follows() -> None:
+    """Each slice is contiguous, or the projection would stop at a gap that the log has not."""
+    target = _Target()
+    target.go.set()
+    pipeline = Pipeline(target.apply, target.on_error)
+    for first, end in ((0, 10), (10, 20), (5, 25), (25, 30), (40, 50)):
+        await pipeline.put(0, _records(first, end), lambda first=first: target.acked.append(str(first)))
+    await _settled()
+    assert target.slices == [(0, [*range(20)]), (0, [*range(5, 30)]), (0, [*range(40, 50)])]
+    assert target.acked == ["0", "10", "5", "25", "40"]
+
+
 async def test_after_an_error_nothing_is_begun_and_nothing_taken() -> None:
     target = _Target()
     pipeline = Pipeline(target.apply, target.on_error)
     target.fails_at = 0
     for partition in range(AT_ONCE + 2):
-        await pipeline.put(partition, [partition], lambda: None)
+        await pipeline.put(partition, _records(partition, partition + 1), lambda: None)
     await _settled()
     target.go.set()
     await _settled()
     assert len(target.errors) == 1
     assert {partition for partition, _ in target.slices} == set(range(AT_ONCE))
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(pipeline.put(0, [1], lambda: None), 0.01)
+        await asyncio.wait_for(pipeline.put(0, _records(1, 2), lambda: None), 0.01)
 
 
 async def test_what_waits_is_bounded() -> None:
     target = _Target()
     pipeline = Pipeline(target.apply, target.on_error)
-    await pipeline.put(0, range(WAITING_MAX), lambda: None)
-    more: Any = asyncio.create_task(pipeline.put(1, [1], lambda: None))
+    await pipeline.put(0, _records(0, WAITING_MAX), lambda: None)
+    more: Any = asyncio.create_task(pipeline.put(1, _records(1, 2), lambda: None))
     await _settled()
     assert not more.done()
     target.go.set()
