@@ -23,7 +23,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3; 
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: up down test lint typecheck bench bench-ledger gpu-check lock clean help
+.PHONY: up down test drill lint typecheck bench bench-ledger gpu-check lock clean help
 
 up: $(READY)  ## start the whole stack (PORT=8080, ARGS=...)
 	@exec $(BIN)/shrk up $(if $(PORT),--port $(PORT)) $(ARGS)
@@ -33,6 +33,9 @@ down: $(READY)  ## stop the stack that runs on the state folder
 
 test: lint typecheck  ## lint, types and all tests (PYTEST="-k name")
 	$(BIN)/python -m pytest -q $(PYTEST)
+
+drill: $(TESTS)  ## plants bugs one by one and wants the tests to notice each (ARGS="part of a name")
+	$(BIN)/python -m tests.drill $(ARGS)
 
 lint: $(TESTS)  ## ruff, rules and format
 	$(BIN)/ruff check .

@@ -17,7 +17,14 @@ from infra.errors import AccountRefused, Unreachable
 from infra.postgres import describe_url
 from ledger import money
 from ledger.rules import APPROVAL_ABOVE_NANO, approved
-from schemas.events import AMOUNT_NANO_MAX, AdjustmentPosted, Asset, WalletCredited
+from schemas.events import (
+    AMOUNT_NANO_MAX,
+    AdjustmentPosted,
+    Asset,
+    ProviderRegistered,
+    SandboxFunded,
+    WalletCredited,
+)
 from schemas.keys import ENTROPY_BYTES, Tier, mint, parse
 from schemas.topics import partition_of
 
@@ -29,7 +36,7 @@ OPEN_MAX: dict[Tier, int] = {"dev": 10, "pro": 200, "ent": 1000}
 
 _TIMEOUT_S = 10
 
-Append = Callable[[WalletCredited | AdjustmentPosted], Awaitable[object]]
+Append = Callable[[WalletCredited | AdjustmentPosted | SandboxFunded | ProviderRegistered], Awaitable[object]]
 """Appends an event to the ledger log and returns when it is acknowledged."""
 
 
@@ -109,22 +116,38 @@ async def create_wallet(
     return False
 
 
-async def create_key(db: Any, wallet_id: str, tier: Tier, name: str = "", open_max: int | None = None) -> str:
-    """A new key on the wallet, in clear: it cannot be had again. Raises AccountRefused if there is no such wallet."""
+async def create_key(
+    db: Any,
+    wallet_id: str,
+    tier: Tier,
+    name: str = "",
+    open_max: int | None = None,
+    models: list[str] | None = None,
+) -> str:
+    """A new key on the wallet, in clear: it cannot be had again. It may use `models` (by their own names), or all.
+
+    Raises AccountRefused if there is no such wallet or model.
+    """
     import asyncpg
 
     text = mint(tier, secrets.token_bytes(ENTROPY_BYTES))
     key = parse(text)
     assert key is not None  # what mint makes, parse reads
+    if models is not None:
+        known = {row["model"] for row in await db.fetch("select model from state.models")}
+        if unknown := set(models) - known:
+            raise AccountRefused(f"no model {min(unknown)}; `shrk models list` shows them")
     try:
         await db.execute(
-            "insert into state.keys (key_id, sha256, wallet_id, tier, name, open_max) values ($1, $2, $3, $4, $5, $6)",
+            "insert into state.keys (key_id, sha256, wallet_id, tier, name, open_max, models) "
+            "values ($1, $2, $3, $4, $5, $6, $7)",
             key.key_id,
             key.sha256,
             wallet_id,
             tier,
             name,
             OPEN_MAX[tier] if open_max is None else open_max,
+            models,
         )
     except asyncpg.ForeignKeyViolationError as error:
         raise AccountRefused(f"no wallet {wallet_id}; make it with `shrk wallet create {wallet_id}`") from error

@@ -18,9 +18,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("infra.commands.doctor:doctor", "What is wrong, and what to do about it."),
     "keys": ("infra.commands.keys:keys", "Create, list and revoke API keys."),
     "wallet": ("infra.commands.wallet:wallet", "Create, show, credit and correct wallets."),
-    "ledger": ("ledger.commands:group", "Replay the log, show entries and rules, export, make statements."),
+    "models": ("infra.commands.models:models", "List, price, alias and remove models."),
+    "providers": ("infra.commands.providers:providers", "Register and list providers, say how far one is trusted."),
+    "epochs": ("infra.commands.epochs:epochs", "Close, list and show epochs, fund the sandbox."),
+    "ledger": ("ledger.commands:group", "Replay, verify, rebuild, archive and export the books."),
 }
 """Name: where its click command is ("module:attribute"), and the line for it in the help."""
+
+ADDED: dict[str, tuple[str, ...]] = {
+    "ledger": ("infra.commands.rebuild:rebuild",),
+}
+"""Commands that stand under another package's group, which may not import what they need."""
 
 
 class _Lazy(click.Group):
@@ -32,13 +40,21 @@ class _Lazy(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS or not _installed(cmd_name):
             return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command = _load(COMMANDS[cmd_name][0])
+        for place in ADDED.get(cmd_name, ()):
+            assert isinstance(command, click.Group)
+            command.add_command(_load(place))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+def _load(place: str) -> click.Command:
+    module, _, attribute = place.partition(":")
+    command: click.Command = getattr(importlib.import_module(module), attribute)
+    return command
 
 
 def _installed(name: str) -> bool:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from infra import accounts
+from infra import accounts, catalog
 from infra.errors import MachineUnfit
 from infra.state import StateFolder, write_private
 from schemas.keys import Tier
@@ -17,19 +17,7 @@ TEST_WALLET = "demo"
 OWNER = "demo"
 TEST_CREDIT_NANO = 10_000 * accounts.NANO
 
-# SHIVER per million tokens, prompt and completion: the product's price list, and below it a toy.
-_PRICES: dict[str, tuple[int, int]] = {
-    "shark-llama-3.3-70b": (3500, 7000),
-    "shark-llama-3.3-70b-vision": (3500, 7000),
-    "shark-mistral-24b-cold": (800, 1600),
-    "shark-gemma-9b": (300, 600),
-    "shark-gemma-9b-vision": (300, 600),
-    "shark-embed-large-v1": (150, 0),
-}
-_TOY_PRICES = (100, 200)
-_NANO_PER_TOKEN = 1000  # of a price of 1 per million
-# Nano USD for one SHIVER: 3,500 SHIVER for a million tokens of the 70B model is then $0.35.
-_RATES = {"SHIVER": 100_000, "USDC": 1_000_000_000}
+_RATES = {"SHIVER": catalog.REFERENCE_NANO_USD, "USDC": 1_000_000_000}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +28,18 @@ class DemoKeys:
     pro: str
 
 
-async def register(db: Any, node_ids: dict[str, str], models: list[str]) -> None:
-    """Makes the provider of each node (`node_ids`: node id to provider id), the nodes, prices and rates if new."""
+async def register(db: Any, node_ids: dict[str, str | None], models: list[str]) -> dict[str, str]:
+    """Makes the nodes, the models and the rates if new; returns the provider of each node (see `register_nodes`)."""
     async with db.transaction():
-        for node_id, provider_id in node_ids.items():
-            await db.execute(
-                "insert into state.providers (provider_id, name) values ($1, $1) on conflict do nothing", provider_id
-            )
-            await db.execute(
-                "insert into state.nodes (node_id, provider_id) values ($1, $2) on conflict do nothing",
-                node_id,
-                provider_id,
-            )
-        for model in models:
-            price_in, price_out = _PRICES.get(model, _TOY_PRICES)
-            await db.execute(
-                "insert into state.models (model, owned_by, in_nano, out_nano) values ($1, 'shiver', $2, $3) "
-                "on conflict do nothing",
-                model,
-                price_in * _NANO_PER_TOKEN,
-                price_out * _NANO_PER_TOKEN,
-            )
+        providers = await catalog.register_nodes(db, node_ids)
+        await catalog.publish(db, models)
         for asset, nano_usd in _RATES.items():
             await db.execute(
                 "insert into state.rates (asset, nano_usd, source) values ($1, $2, 'shrk up') on conflict do nothing",
                 asset,
                 nano_usd,
             )
+    return providers
 
 
 async def ensure_keys(db: Any, state: StateFolder, ledger_partitions: int) -> DemoKeys:

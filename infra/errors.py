@@ -12,7 +12,10 @@
     ├── Unreachable           Kafka or PostgreSQL does not answer
     ├── MigrationFailed       the database is not in a state that the migrations can bring forward
     ├── TopicMismatch         a topic exists in another shape than declared
-    └── AccountRefused        a wallet or key command that cannot be carried out
+    ├── AccountRefused        a command on wallets, keys, models or providers that cannot be carried out
+    ├── RebuildFailed         schema derived could not be made anew; the live one is as it was
+    ├── FactRefused           a fact for the ledger log that cannot be appended
+    └── EpochNotClosed        there is no such epoch, or it cannot be closed now
 
 Everything else is a bug and keeps its traceback.
 """
@@ -69,4 +72,16 @@ class TopicMismatch(ShrkError):
 
 
 class AccountRefused(ShrkError):
-    """A wallet or key command that cannot be carried out."""
+    """A command on wallets, keys, models or providers that cannot be carried out."""
+
+
+class RebuildFailed(ShrkError):
+    """Schema derived could not be made anew; the live one is as it was."""
+
+
+class FactRefused(ShrkError):
+    """A fact for the ledger log that cannot be appended."""
+
+
+class EpochNotClosed(ShrkError):
+    """There is no such epoch, or it cannot be closed now."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from infra.catalog import shipped_models
 from infra.errors import ChildFailed, MachineUnfit
 from infra.http import http_get
 from infra.ports import LOOPBACK, require_free
@@ -26,7 +27,6 @@ T = TypeVar("T")
 
 DEFAULT_PORT = 8080
 NODE_ID = "node-1"
-PROVIDER_ID = "home"
 _READY_TIMEOUT_S = 60.0
 _POLL_S = 0.05
 _STOP_GRACE_S = 30.0  # a node drains for up to 20 s, an ingress for 10 s
@@ -36,16 +36,16 @@ _ROOT = Path(__file__).resolve().parent.parent
 @dataclass(frozen=True, slots=True)
 class Options:
     """What the operator chose. `kafka` and `database_url` None: start our own. `engine` and `models` (each `name` or
-    `name=path`) are the node's."""
+    `name=path`) are the node's. `node_ids` has each node's provider, None for the one that the database knows."""
 
     port: int = DEFAULT_PORT
     host: str = LOOPBACK
     kafka: str | None = None
     database_url: str | None = None
-    models: tuple[str, ...] = ("shark-mini",)
+    models: tuple[str, ...] = field(default_factory=shipped_models)
     engine: str = "llamacpp"
     ledger_partitions: int = 8
-    node_ids: dict[str, str] = field(default_factory=lambda: {NODE_ID: PROVIDER_ID})
+    node_ids: dict[str, str | None] = field(default_factory=lambda: {NODE_ID: None})
 
     @staticmethod
     def from_environment(port: int, host: str, env: dict[str, str] | None = None) -> Options:
@@ -59,7 +59,7 @@ class Options:
             host=host,
             kafka=env.get("SHRK_KAFKA") or None,
             database_url=env.get("SHRK_DATABASE_URL") or None,
-            models=tuple(name.strip() for name in env.get("SHRK_MODELS", "shark-mini").split(",") if name.strip()),
+            models=_listed(env.get("SHRK_MODELS", "")) or shipped_models(),
             engine=env.get("SHRK_ENGINE", "llamacpp"),
             ledger_partitions=int(partitions),
         )
@@ -75,6 +75,7 @@ class Stack:
         self.database_url = options.database_url or ""
         self.base_url = f"http://{options.host}:{options.port}"
         self.keys: DemoKeys | None = None
+        self.providers: dict[str, str] = {}
         self.supervisor = Supervisor(state.logs, say, on_change=self._write)
         self._started_at = time.time()
         self._cancelled = threading.Event()
@@ -131,7 +132,7 @@ class Stack:
 
         async with connected(self.database_url) as db:
             names = [model.partition("=")[0] for model in self.options.models]
-            await demo.register(db, self.options.node_ids, names)
+            self.providers = await demo.register(db, self.options.node_ids, names)
             self.keys = await demo.ensure_keys(db, self.state, self.options.ledger_partitions)
             await demo.ensure_credit(db, appending(self.kafka, self.options.ledger_partitions))
 
@@ -145,7 +146,7 @@ class Stack:
             "SHRK_DRAIN_S": os.environ.get("SHRK_DRAIN_S", "8"),  # within the grace of a stop
         }
         services = [self._service("streams", "streams", common)]
-        for node_id, provider_id in self.options.node_ids.items():
+        for node_id, provider_id in self.providers.items():
             settings = {
                 "SHRK_NODE_ID": node_id,
                 "SHRK_PROVIDER_ID": provider_id,
@@ -223,6 +224,10 @@ def end_leftovers(state: StateFolder, say: Callable[[str], None], grace_s: float
     for process in psutil.wait_procs(left, timeout=grace_s)[1]:
         process.kill()
     psutil.wait_procs(left, timeout=grace_s)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _java() -> Any:

@@ -1,13 +1,24 @@
-"""Admission's one round trip, and its counterpart when a request has ended. The rules stand in 0003_admission.sql."""
+"""Admission's one round trip, and its counterparts when a request moves on or has ended. The rules stand in SQL:
+0003_admission.sql, and `admit` as 0006_catalog.sql has it.
+
+Nobody knows the asset of a wallet before admission answers, so it is asked with the hold in each asset and takes the
+wallet's own; the answer says which prices hold from then on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+import hmac
+import math
+import time
+from collections.abc import Awaitable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import asyncpg
 
+from ledger.money import format_amount
 from schemas.errors import ApiError
+from schemas.event_base import Asset
+from schemas.ids import uuid7_ms
 from schemas.keys import ApiKey
 
 #: $5 a UTC day for the owner of a sandbox key (dialects.md A).
@@ -20,6 +31,7 @@ _REFUSALS = {
     "owner_lapsed": "catching_up",
     "invalid_key": "invalid_api_key",
     "key_revoked": "revoked_api_key",
+    "model_not_allowed": "model_not_allowed",
     "open_request_cap": "open_request_cap",
     "daily_cap_exceeded": "daily_cap_exceeded",
     "insufficient_balance": "insufficient_balance",
@@ -27,31 +39,60 @@ _REFUSALS = {
 #: What asyncpg raises where the database cannot answer.
 DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 _T = TypeVar("_T")
+_DAY_S = 86_400
+#: What the last request counts in the typical duration of one.
+_RECENT = 0.1
+_WAIT_S_MAX = 60
 
 
 class Ask(NamedTuple):
-    """What admission is asked for: a hold of `hold_nano` and a slot, for a request that `lane` will answer."""
+    """What admission is asked for: a slot, and the hold of the wallet's asset, for a request that `lane` will answer.
+
+    `models` are the one that will serve and its fallbacks, by their own names.
+    """
 
     request_id: str
     key: ApiKey
-    hold_nano: int
+    holds_nano: Mapping[Asset, int]
     owner: str
     node_id: str
-    model: str
+    models: tuple[str, ...]
     lane: str
     lane_offset: int
 
 
 class Admitted(NamedTuple):
-    """`now_ms` is the database's clock; `payer` is the account that the hold stands against."""
+    """`hold_nano` of `asset` is held against the account `payer`; `now_ms` is the database's clock."""
 
     wallet_id: str
     tier: str
     payer: str
-    asset: str
+    asset: Asset
     rate_nano_usd: int
     cap_day: str | None
     now_ms: int
+    hold_nano: int
+
+
+class Holder(NamedTuple):
+    """Whose a key is; `models` are those that it may use, None for all."""
+
+    wallet_id: str
+    owner_id: str
+    models: list[str] | None
+
+
+_MONTH_TOKENS = """
+with bounds as (
+    select date_trunc('month', clock_timestamp() at time zone 'UTC') as since
+)
+select to_char(since, 'YYYY-MM') as month, coalesce((
+    select sum(r.prompt_tokens + case when m.kind = 'embedding' then 0 else r.completion_tokens end)
+    from derived.requests r left join state.models m using (model)
+    where r.wallet_id = $1 and r.status = 'charged'
+      and r.ended_ms >= (extract(epoch from since at time zone 'UTC') * 1000)::bigint
+), 0)::bigint as tokens from bounds
+"""
 
 
 async def open_pool(database_url: str) -> asyncpg.Pool:
@@ -78,6 +119,7 @@ async def _keep(_: asyncpg.Connection) -> None:
 class Admission:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+        self._typical_s = 1.0  # how long a request is open, by those that ended here lately
 
     async def admit(self, ask: Ask, *, dry_run: bool = False) -> Admitted:
         """Open the hold and take the slot, or raise ApiError and have taken nothing.
@@ -86,14 +128,15 @@ class Admission:
         """
         row = await _answer(
             self._pool.fetchrow(
-                "select * from state.admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                "select * from state.admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
                 ask.request_id,
                 ask.key.key_id,
                 ask.key.sha256,
-                ask.hold_nano,
+                ask.holds_nano["SHIVER"],
+                ask.holds_nano["USDC"],
                 ask.owner,
                 ask.node_id,
-                ask.model,
+                list(ask.models),
                 ask.lane,
                 ask.lane_offset,
                 SANDBOX_CAP_NANO_USD,
@@ -101,7 +144,7 @@ class Admission:
             )
         )
         if row["outcome"] != "ok":
-            raise ApiError(_REFUSALS[row["outcome"]], _explain(row, ask))
+            raise ApiError(_REFUSALS[row["outcome"]], _explain(row, ask), retry_after_s=self._wait_s(row))
         return Admitted(
             row["wallet_id"],
             row["tier"],
@@ -110,21 +153,57 @@ class Admission:
             row["rate_nano_usd"],
             row["cap_day"].isoformat() if row["cap_day"] else None,
             row["now_ms"],
+            row["hold_nano"],
         )
+
+    async def move(self, request_id: str, owner: str, node_id: str, model: str, attempt: int) -> None:
+        """Another node takes over: from its commit on the expiry counts that attempt.
+
+        Raises ApiError `all_providers_failed` where the request is no longer `owner`'s: nothing may be sent for it.
+        """
+        moved = await _answer(
+            self._pool.fetchval(
+                "select state.move_admission($1, $2, $3, $4, $5)", request_id, owner, node_id, model, attempt
+            )
+        )
+        if not moved:
+            raise ApiError("all_providers_failed", "The request was given up meanwhile.")
 
     async def settle(self, request_id: str, charge_nano: int) -> None:
         """Shrink the hold to the charge and free the slot, once the end is acked in the log (S4)."""
+        lasted_s = max(0.0, time.time() - uuid7_ms(request_id) / 1000)
+        self._typical_s += _RECENT * (lasted_s - self._typical_s)
         await _answer(self._pool.fetchval("select state.settle($1, $2)", request_id, charge_nano))
 
-    async def check_key(self, key: ApiKey) -> None:
-        """Raise ApiError unless the key lives: a malformed body is only told to a caller with a key."""
+    def _wait_s(self, row: Any) -> int | None:
+        """How long until the same request may be taken, where that can be said: a sandbox's cap ends with the UTC day,
+        and of a key's open requests one ends in a typical one's time divided by their number."""
+        if row["outcome"] == "daily_cap_exceeded":
+            return _DAY_S - row["now_ms"] // 1000 % _DAY_S
+        if row["outcome"] == "open_request_cap":
+            return min(_WAIT_S_MAX, max(1, math.ceil(self._typical_s / max(1, row["open_max"]))))
+        return None
+
+    async def check_key(self, key: ApiKey) -> Holder:
+        """Whose the key is. Raises ApiError unless it lives: a malformed body is only told to a caller with a key."""
         row = await _answer(
-            self._pool.fetchrow("select sha256, revoked_at from state.keys where key_id = $1", key.key_id)
+            self._pool.fetchrow(
+                "select k.sha256, k.revoked_at, k.models, w.wallet_id, w.owner_id from state.keys k "
+                "join state.wallets w using (wallet_id) where k.key_id = $1",
+                key.key_id,
+            )
         )
-        if row is None or row["sha256"] != key.sha256:
+        if row is None or not hmac.compare_digest(row["sha256"], key.sha256):
             raise ApiError("invalid_api_key")
         if row["revoked_at"] is not None:
             raise ApiError("revoked_api_key")
+        return Holder(row["wallet_id"], row["owner_id"], row["models"])
+
+    async def month_tokens(self, wallet_id: str) -> tuple[str, int]:
+        """The UTC month as YYYY-MM by the database's clock, and the tokens that the wallet's requests came to in it, as
+        far as the projection has read the log."""
+        row = await _answer(self._pool.fetchrow(_MONTH_TOKENS, wallet_id))
+        return row["month"], row["tokens"]
 
 
 async def _answer(call: Awaitable[_T]) -> _T:
@@ -136,10 +215,13 @@ async def _answer(call: Awaitable[_T]) -> _T:
 
 def _explain(row: Any, ask: Ask) -> str | None:
     if row["outcome"] == "insufficient_balance":
+        most, free = format_amount(row["hold_nano"]), format_amount(max(row["available_nano"], 0))
         return (
-            f"The wallet's balance does not cover this request: it may cost up to {ask.hold_nano} nano {row['asset']}, "
-            f"{max(row['available_nano'], 0)} are free. A smaller max_tokens needs less."
+            f"The wallet's balance does not cover this request: it may cost up to {most} {row['asset']}, {free} are "
+            "free. A smaller max_tokens needs less."
         )
     if row["outcome"] == "open_request_cap":
         return f"This key has {row['open_max']} requests open, its greatest number."
+    if row["outcome"] == "model_not_allowed":
+        return f"This key may not use all of: {', '.join(ask.models)}."
     return None

@@ -8,13 +8,14 @@ that a request that found no node, or a dead one, still gets a true 4xx or 503.
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from ingress.dialects import openai
-from ingress.dispatch import AttemptFailed, ClientGone, JobRejected, Piece, Request
+from ingress.chat import Answer, Done, Piece, Whole
+from ingress.dispatch import Request
+from ingress.failures import AttemptFailed, ClientGone, JobRejected
+from ingress.several import Several
 from ledger.money import format_amount
 from schemas.errors import ApiError
 from schemas.events import How
@@ -29,13 +30,29 @@ _HOW = {"stop": How.STOP, "length": How.LENGTH, "tool_calls": How.TOOL_CALLS}
 
 
 class ChatAnswer:
-    """An ASGI response for one open request. `pseudonym` names the node in x-shiver-node."""
+    """An ASGI response for one open request, in the bytes of `form`.
 
-    def __init__(self, request: Request, *, stream: bool, include_usage: bool, pseudonym: str) -> None:
+    `ignored` are the parameters that have no effect here, for x-shiver-ignored; `route` is for x-shiver-route.
+    """
+
+    def __init__(
+        self,
+        request: Request | Several,
+        form: Answer,
+        *,
+        stream: bool,
+        ignored: tuple[str, ...] = (),
+        route: str | None = None,
+    ) -> None:
         self._request = request
         self._stream = stream
-        self._form = openai.Answer(request.id, request.chat.model, int(time.time()), include_usage=include_usage)
-        self._headers = [(b"x-shiver-node", pseudonym.encode())]
+        self._form = form
+        self._headers: list[tuple[bytes, bytes]] = []
+        if route is not None:
+            self._headers.append((b"x-shiver-route", route.encode()))
+        if ignored:
+            self._headers.append((b"x-shiver-ignored", ", ".join(ignored).encode()))
+        self._finishes = [""] * request.chat.choices
         self._begun = False
         self._opening = b""
 
@@ -48,7 +65,7 @@ class ChatAnswer:
             await self._request.finish(How.CLIENT_GONE)
         except AttemptFailed as failure:
             await self._request.finish(failure.how)
-            await self._break(send, _error_of(failure, self._request.meter.delivered))
+            await self._break(send, _error_of(failure, self._request.delivered_tokens))
         except JobRejected as rejected:
             await self._request.finish(How.REJECTED)
             await self._break(send, rejected.error)
@@ -73,30 +90,41 @@ class ChatAnswer:
         while True:
             if piece is None:
                 await self._send(send, b": ping\n")
-            elif piece.finish is not None:
+            elif piece.over:
                 break
+            elif piece.finish is not None:
+                self._finishes[piece.choice] = piece.finish
             else:
-                if piece.text:
-                    await self._send(send, self._form.delta(piece.text))
-                self._request.meter.delivered += piece.tokens
+                if chunk := self._form.delta(piece):
+                    await self._send(send, chunk)
+                self._request.delivered(piece)
             piece = await self._request.read(PING_S)
-        how = _HOW[piece.finish]
-        cost = self._cost(await self._request.finish(how))
-        end = self._form.end(piece.finish, self._request.prompt_tokens, self._request.meter.delivered, cost)
+        end = self._form.end(await self._done(piece))
         await send({"type": "http.response.body", "body": self._take_opening() + end, "more_body": False})
 
     async def _write_whole(self, send: Send) -> None:
-        texts: list[str] = []
-        tokens = 0
-        while (piece := await self._read_whole()).finish is None:
-            texts.append(piece.text)
-            tokens += piece.tokens
-        self._request.meter.delivered = tokens
-        cost = self._cost(await self._request.finish(_HOW[piece.finish]))
-        body = self._form.whole("".join(texts), piece.finish, self._request.prompt_tokens, tokens)
-        self._headers.append((b"x-shiver-cost", cost.encode()))
-        await _start(send, 200, b"application/json", self._headers, len(body))
+        pieces: list[Piece] = []
+        choices = [_Gathered() for _ in self._finishes]
+        while not (piece := await self._read_whole()).over:
+            if piece.finish is not None:
+                self._finishes[piece.choice] = piece.finish
+            choices[piece.choice].add(piece)
+            pieces.append(piece)
+        for one in pieces:  # all or nothing: who leaves before the answer is whole has none of it
+            self._request.delivered(one)
+        done = await self._done(piece)
+        body = self._form.whole([choice.whole() for choice in choices], done)
+        headers = [*self._request.headers, *self._headers, (b"x-shiver-cost", done.cost.encode())]
+        await _start(send, 200, b"application/json", headers, len(body))
         await send({"type": "http.response.body", "body": body})
+
+    async def _done(self, last: Piece) -> Done:
+        """Settle: what the request came to."""
+        finish = last.finish or "stop"
+        cost = self._cost(await self._request.finish(_HOW[finish]))
+        finishes = [own or finish for own in self._finishes]
+        request = self._request
+        return Done(finishes, request.prompt_tokens, request.delivered_tokens, cost, request.image_tokens)
 
     async def _read_whole(self) -> Piece:
         while (piece := await self._request.read(_READ_S)) is None:
@@ -105,7 +133,8 @@ class ChatAnswer:
 
     async def _begin(self, send: Send) -> None:
         self._begun = True
-        await _start(send, 200, b"text/event-stream; charset=utf-8", [*self._headers, (b"cache-control", b"no-cache")])
+        headers = [*self._request.headers, *self._headers, (b"cache-control", b"no-cache")]
+        await _start(send, 200, b"text/event-stream; charset=utf-8", headers)
         self._opening = self._form.begin()
 
     def _take_opening(self) -> bytes:
@@ -123,10 +152,31 @@ class ChatAnswer:
     async def _break(self, send: Send, error: ApiError) -> None:
         if not self._begun:
             raise error
-        await send({"type": "http.response.body", "body": self._take_opening() + openai.error_event(error)})
+        await send({"type": "http.response.body", "body": self._take_opening() + self._form.error(error)})
 
     def _cost(self, charge_nano: int) -> str:
         return cost_text(charge_nano, self._request.admitted.payer, self._request.admitted.asset)
+
+
+class _Gathered:
+    """The pieces of one choice of an answer that is not streamed."""
+
+    __slots__ = ("logprobs", "texts", "tool_calls", "vector")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.logprobs: list[Any] = []
+        self.tool_calls: list[Any] = []
+        self.vector = ""
+
+    def add(self, piece: Piece) -> None:
+        self.texts.append(piece.text)
+        self.logprobs.extend(piece.logprobs)
+        self.tool_calls.extend(piece.tool_calls)
+        self.vector = piece.vector or self.vector
+
+    def whole(self) -> Whole:
+        return Whole("".join(self.texts), self.logprobs, self.tool_calls, self.vector)
 
 
 def cost_text(charge_nano: int, payer: str, asset: str) -> str:
@@ -137,7 +187,7 @@ def cost_text(charge_nano: int, payer: str, asset: str) -> str:
 def _error_of(failure: AttemptFailed, delivered: int) -> ApiError:
     if failure.how is How.DEADLINE:
         return ApiError("deadline_exceeded")
-    return ApiError("provider_lost" if delivered else "provider_failed", f"The answer broke off: {failure}.")
+    return ApiError("provider_lost" if delivered else "all_providers_failed", f"The answer broke off: {failure}.")
 
 
 async def _start(

@@ -1,4 +1,4 @@
-"""The HTTP front. Read `chat` first: it is the way of every request."""
+"""The HTTP front: routes, request ids, errors. The way of a request for tokens is in `ingress.serve`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ingress.answer import ChatAnswer
-from ingress.auth import key_of
+from ingress import openapi, routes, surfaces
 from ingress.bootstrap import Ingress
-from ingress.dialects import openai
+from ingress.chat import Dialect
+from ingress.dialects import openai as openai_chat
+from ingress.dialects import openai_completions, openai_embeddings, openai_responses
 from ingress.dispatch import new_request_id
+from ingress.serve import endpoint
 from schemas.errors import ApiError
 
 log = logging.getLogger(__name__)
 
-BODY_BYTES_MAX = 1_048_576
+#: What is asked for tokens in OpenAI's forms.
+V1: dict[str, Dialect] = {
+    "/v1/chat/completions": openai_chat,
+    "/v1/chat": openai_chat,
+    "/v1/completions": openai_completions,
+    "/v1/embeddings": openai_embeddings,
+    "/v1/responses": openai_responses,
+}
 
 
 def create_app(ingress: Ingress) -> FastAPI:
@@ -34,41 +43,16 @@ def create_app(ingress: Ingress) -> FastAPI:
         yield
         await ingress.stop()
 
-    app = FastAPI(title="Shiver", lifespan=lifespan)
+    app = FastAPI(title="Shiver", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_any_error)
 
-    async def chat(request: Request) -> Response:
-        check_length(request)
-        key = key_of(request.headers)
-        body = await read_body(request)
-        try:
-            form = openai.parse(body)
-            await ingress.dispatcher.price_of(form.model)
-        except ApiError:
-            await ingress.admission.check_key(key)  # a body is only judged for a caller with a key
-            raise
-        opened = await ingress.dispatcher.open(request.state.request_id, key, form.chat())
-        return ChatAnswer(  # type: ignore[return-value]  # any ASGI callable is a response to Starlette
-            opened,
-            stream=bool(form.stream),
-            include_usage=form.stream_options is not None and form.stream_options.include_usage,
-            pseudonym=ingress.pseudonym(opened.node.beat.node_id, opened.node.beat.provider_id),
-        )
+    for path, dialect in V1.items():
+        app.add_route(path, endpoint(ingress, dialect), methods=["POST"])
 
-    for path in ("/v1/chat/completions", "/v1/chat"):
-        app.add_route(path, chat, methods=["POST"])
-
-    @app.get("/v1/models")
-    async def models() -> Response:
-        """The models on offer, in OpenAI's form."""
-        data = [
-            {"id": model.name, "object": "model", "created": model.created_s, "owned_by": model.owned_by}
-            for model in (await ingress.catalog.models()).values()
-        ]
-        return _json(200, {"object": "list", "data": data})
+    routes.add(app, ingress)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -81,26 +65,8 @@ def create_app(ingress: Ingress) -> FastAPI:
         missing = await ingress.missing()
         return _json(503 if missing else 200, {"status": "waiting" if missing else "ready", "missing": missing})
 
+    openapi.add(app, ingress)
     return app
-
-
-def check_length(request: Request) -> None:
-    """Raises ApiError request_too_large for a Content-Length above the limit, before anything is read."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > BODY_BYTES_MAX:
-        raise ApiError("request_too_large")
-
-
-async def read_body(request: Request) -> bytes:
-    """At most BODY_BYTES_MAX bytes, whatever was declared. Raises ApiError request_too_large."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY_BYTES_MAX:
-            raise ApiError("request_too_large")
-        parts.append(part)
-    return b"".join(parts)
 
 
 class RequestIds:
@@ -127,16 +93,18 @@ def _json(status: int, data: Any, headers: dict[str, str] | None = None) -> Resp
     return Response(orjson.dumps(data), status, headers, "application/json")
 
 
-async def _on_api_error(_: Request, error: Exception) -> Response:
+async def _on_api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-    return _json(error.row.status, error.body(), headers)
+    refused = surfaces.refusal(request.url.path, error)
+    return Response(refused.body, refused.status, refused.headers, "application/json")
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-    return await _on_api_error(request, ApiError(code))
+    response = await _on_api_error(request, ApiError(code))
+    response.headers.update(error.headers or {})  # a 405 says which methods it takes
+    return response
 
 
 async def _on_any_error(request: Request, error: Exception) -> Response:

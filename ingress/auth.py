@@ -13,14 +13,20 @@ def key_of(headers: Headers) -> keys.ApiKey:
 
     Raises ApiError: missing_api_key, conflicting_api_keys, or invalid_api_key for what cannot be one of ours.
     """
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    given = {text.strip() for text in (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))}
-    given.discard("")
-    if not given:
+    text = given(headers)
+    if text is None:
         raise ApiError("missing_api_key")
-    if len(given) > 1:
-        raise ApiError("conflicting_api_keys")
-    key = keys.parse(given.pop())
+    key = keys.parse(text)
     if key is None:
         raise ApiError("invalid_api_key")
     return key
+
+
+def given(headers: Headers) -> str | None:
+    """What stands in the headers where a key does; None for nothing. Raises ApiError conflicting_api_keys."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    found = {text.strip() for text in (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))}
+    found.discard("")
+    if len(found) > 1:
+        raise ApiError("conflicting_api_keys")
+    return found.pop() if found else None

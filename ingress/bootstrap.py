@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from ingress.admission import DATABASE_ERRORS, Admission, open_pool
 from ingress.catalog import Catalog
 from ingress.dispatch import Dispatcher
+from ingress.egress import Egress
 from ingress.lanes import POOL_START, LanePool
 from ingress.mailer import Mailer
 from ingress.router import Router
@@ -45,6 +46,7 @@ class Ingress:
         self._tasks: list[asyncio.Task[None]] = []
         self._secret = b""
         self.boot_id = f"i{int(time.time()):x}{os.urandom(4).hex()}"
+        self.egress = Egress.from_environment()
         self.failed: asyncio.Event = asyncio.Event()  # the process cannot go on and wants to be restarted
 
     async def start(self) -> None:
@@ -67,7 +69,14 @@ class Ingress:
         await asyncio.gather(self.writer.start(), self.mailer.start(), self._listen())
         await self.lanes.start(self._lanes_start)
         self.dispatcher = Dispatcher(
-            self.boot_id, self.admission, self.catalog, self.router, self.lanes, self.writer, self.mailer
+            self.boot_id,
+            self.admission,
+            self.catalog,
+            self.router,
+            self.lanes,
+            self.writer,
+            self.mailer,
+            self.pseudonym,
         )
         self._run(self._hear(), "hear nodes")
         self._run(self._beat(), "heartbeat")

@@ -4,6 +4,8 @@
     read()    the next piece of the answer, or what went wrong
     finish()  append the end -> wait for its ack -> settle; then the lane and the node's slot are free
 
+A node that fails before its first token is followed by another, of the same model or of a fallback, in the same lane.
+
 What if the process dies? Before admit() nothing is held. After it the admission row names us and our lease runs out:
 the expiry closes the request from the log and the lane. So every path here that has been admitted ends in finish(), and
 where it cannot, the expiry does the same.
@@ -16,58 +18,38 @@ import logging
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
+from ingress import letters
 from ingress.admission import Admission, Admitted, Ask
 from ingress.catalog import Catalog
+from ingress.chat import Chat, Piece
+from ingress.failures import AttemptFailed, ClientGone, failure_of
 from ingress.lanes import Lane, LanePool
 from ingress.mailer import Mailer, MailFailed
-from ingress.metering import Meter, prompt_bound_tokens
-from ingress.router import Node, Router
+from ingress.metering import Meter, budget_tokens
+from ingress.placer import Placer
+from ingress.placing import Wish
+from ingress.router import Place, Router
 from ledger.log import LedgerUnavailable, LedgerWriter
 from ledger.rules import RULES_VERSION
 from schemas import ids, replies
 from schemas.errors import ApiError
-from schemas.events import How, ModelPrice, RequestAccepted
-from schemas.jobs import Cancel, Job, Sampling
+from schemas.events import How, RequestAccepted
+from schemas.jobs import Cancel
 from schemas.keys import ApiKey
 from schemas.replies import Tally, Tokens, Verdict
 
 log = logging.getLogger(__name__)
 
-#: How long a request may wait for a free slot of a living node before it is told 503.
-NODE_WAIT_S = 10.0
 LANE_WAIT_S = 5.0
 #: T of the design: an accept without an ack for this long is followed by request.failed, and nothing is delivered (C1).
 ACCEPT_ACK_S = 5.0
 END_ACK_S = 5.0
 REQUEST_DEADLINE_S = 600.0
-MAX_TOKENS_DEFAULT = 4096
-ATTEMPT = 1  # the first and only one, until failover continues a stream on another node
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """A chat request as every dialect says it. `max_tokens` None is the default; it is clamped to the context."""
-
-    model: str
-    messages: list[dict[str, Any]]
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    max_tokens: int | None = None
-
-
-class Piece(NamedTuple):
-    """Some of the answer. `finish` comes with the last piece alone, which has no tokens."""
-
-    text: str
-    tokens: int
-    finish: str | None = None
-
-
-class ClientGone(Exception):
-    """The client closed its connection; nobody reads the answer any more."""
+#: A request is tried on so many nodes at most, and after its first token on no other.
+ATTEMPTS_MAX = 3
 
 
 class Dispatcher:
@@ -82,67 +64,43 @@ class Dispatcher:
         lanes: LanePool,
         writer: LedgerWriter,
         mailer: Mailer,
+        pseudonym: Callable[[str, str], str],
     ) -> None:
         self.boot_id = boot_id
+        self.pseudonym = pseudonym
         self.admission = admission
-        self.catalog = catalog
         self.router = router
+        self.placer = Placer(boot_id, admission, catalog, router)
         self.lanes = lanes
         self.writer = writer
         self.mailer = mailer
         self.background: set[asyncio.Task[Any]] = set()
 
-    async def price_of(self, model: str) -> ModelPrice:
-        """Raises ApiError: model_not_found, database_unavailable."""
-        try:
-            models = await self.catalog.models()
-        except Exception as error:  # the catalog names what it raises; none of it is the client's fault
-            raise ApiError("database_unavailable") from error
-        if model not in models:
-            raise ApiError("model_not_found", f"No model {model[:80]!r}: GET /v1/models lists them.", param="model")
-        return models[model].price
-
     async def open(self, request_id: str, key: ApiKey, chat: Chat) -> Request:
         """Start a request. Raises ApiError, and then holds nothing (or has left its end to the log)."""
-        price = await self.price_of(chat.model)
+        wish = await self.placer.wish(chat)
         if not self.writer.healthy:
+            await self.placer.would_admit(request_id, key, chat, wish)
             raise ApiError("ledger_unavailable")
-        node = await self._node(request_id, key, chat, price)
+        place = await self.placer.place(request_id, key, chat, wish)
         lane: Lane | None = None
         try:
             lane = await self.lanes.lease(LANE_WAIT_S)
             if lane is None:
                 raise ApiError("no_provider_available", "Too many requests are open here.", retry_after_s=2)
-            ask = self._ask(request_id, key, chat, price, node, lane)
-            request = Request(self, ask, chat, price, node, lane, await self.admission.admit(ask))
+            models = wish.priced(place.model)
+            holds_nano = self.placer.holds_nano(chat, models, place)
+            names = (place.model.name, *(model.name for model in models if model != place.model))
+            node_id = place.node.beat.node_id
+            ask = Ask(request_id, key, holds_nano, self.boot_id, node_id, names, lane.topic, lane.first_offset)
+            request = Request(self, ask, chat, wish, place, lane, await self.admission.admit(ask))
         except BaseException:
             if lane is not None:
                 self.lanes.release(lane)
-            self.router.release(node)
+            self.router.release(place.node)
             raise
         await request.start()
         return request
-
-    async def _node(self, request_id: str, key: ApiKey, chat: Chat, price: ModelPrice) -> Node:
-        node = self.router.reserve(chat.model)
-        if node is not None:
-            return node
-        # Whoever would be refused anyway is told so at once, and does not stand in the queue.
-        context = self.router.context_tokens(chat.model) or MAX_TOKENS_DEFAULT
-        hold_nano = hold_bound_nano(chat, price, context)
-        await self.admission.admit(Ask(request_id, key, hold_nano, self.boot_id, "", "", "", 0), dry_run=True)
-        node = await self.router.wait(chat.model, NODE_WAIT_S)
-        if node is None:
-            living = len(self.router.living(chat.model))
-            why = f"all slots of its {living} nodes are busy" if living else "no node that serves it is online"
-            raise ApiError("no_provider_available", f"No node can take a request for {chat.model} now: {why}.")
-        return node
-
-    def _ask(self, request_id: str, key: ApiKey, chat: Chat, price: ModelPrice, node: Node, lane: Lane) -> Ask:
-        hold_nano = hold_bound_nano(chat, price, node.models[chat.model])
-        return Ask(
-            request_id, key, hold_nano, self.boot_id, node.beat.node_id, chat.model, lane.topic, lane.first_offset
-        )
 
     def run(self, work: Any, name: str) -> asyncio.Task[Any]:
         """Run to the end even where the caller is cancelled; `drain` waits for it."""
@@ -162,35 +120,53 @@ class Dispatcher:
 
 
 class Request:
-    """An admitted request. `delivered` is counted up by whoever writes to the client."""
+    """An admitted request. Whoever writes to the client says what was `delivered`."""
 
     def __init__(
-        self, shared: Dispatcher, ask: Ask, chat: Chat, price: ModelPrice, node: Node, lane: Lane, admitted: Admitted
+        self, shared: Dispatcher, ask: Ask, chat: Chat, wish: Wish, place: Place, lane: Lane, admitted: Admitted
     ) -> None:
         self._shared = shared
         self.id = ask.request_id
         self.chat = chat
         self.admitted = admitted
-        self.node = node
+        self.place = place
+        self._wish = wish.settled(place.model)
         self._lane = lane
-        self.meter = Meter(ask, admitted, price, node.beat, ATTEMPT)
-        self._tally = Tally(self.id, ATTEMPT)
-        self._max_tokens = budget_tokens(chat, node.models[chat.model])
+        self._attempt = 1
+        self._prices = tuple(model.prices[admitted.asset] for model in wish.priced(place.model))
+        self.meter = Meter(ask, admitted, place.model.prices[admitted.asset], place.node.beat)
+        self._tally = Tally(self.id, self._attempt)
+        self._max_tokens = budget_tokens(chat, place.context_tokens)
         self._ready: deque[Piece] = deque()
         self._failure: Exception | None = None  # raised once what came before it is read
-        self._began_s = self._heard_s = time.monotonic()
+        self._began_s = self._heard_s = self._posted_s = time.monotonic()
         self._gone = False
         self._over = False
+        self._freed = False
+        self._vectors: set[int] = set()
 
     @property
     def prompt_tokens(self) -> int:
         return self._tally.prompt_tokens or 0
 
+    @property
+    def image_tokens(self) -> int:
+        return self._tally.image_tokens
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Who serves it; settled with the first token."""
+        beat = self.place.node.beat
+        return [
+            (b"x-shiver-node", self._shared.pseudonym(beat.node_id, beat.provider_id).encode()),
+            (b"x-shiver-model", self.place.model.name.encode("latin-1", "replace")),
+        ]
+
     async def start(self) -> None:
         """Append request.accepted and post the job, at once; wait for both acks: without them nothing is delivered."""
         try:
             accepted = self._shared.writer.append(self._accepted_event())
-            posted = self._shared.run(self._shared.mailer.post(self.node.beat.node_id, self._job()), f"post {self.id}")
+            posted = self._shared.run(self._post(), f"post {self.id}")
             try:
                 async with asyncio.timeout(ACCEPT_ACK_S):
                     await asyncio.shield(accepted)
@@ -199,7 +175,7 @@ class Request:
                 posted.cancel()
                 raise self._failed(How.NOT_ACKED, "ledger_unavailable") from error
             except MailFailed as error:
-                raise self._failed(How.NO_NODE, "provider_failed", "The job did not reach the node.") from error
+                raise self._failed(How.NO_NODE, "all_providers_failed", "The job did not reach the node.") from error
         except LedgerUnavailable as error:  # the backlog is full: not even the accept was taken
             raise self._failed(How.NOT_ACKED, "ledger_unavailable") from error
         except asyncio.CancelledError:
@@ -208,7 +184,7 @@ class Request:
         self._heard_s = time.monotonic()
 
     async def read(self, timeout_s: float) -> Piece | None:
-        """The next piece, or None after `timeout_s`. After the piece with `finish` there is none.
+        """The next piece, or None after `timeout_s`. After the piece that is `over` there is none.
 
         Raises ClientGone, AttemptFailed or JobRejected; the request then still wants its finish().
         """
@@ -217,6 +193,8 @@ class Request:
             if self._gone:
                 raise ClientGone
             if self._failure is not None:
+                if await self._moved():
+                    continue
                 raise self._failure
             now_s = time.monotonic()
             if now_s >= until_s:
@@ -230,6 +208,71 @@ class Request:
             elif not self._gone:
                 self._judge_silence(judged_s)
         return self._ready.popleft()
+
+    async def _moved(self) -> bool:
+        """After a failed attempt that delivered nothing: the next node has the job. False where the failure stands."""
+        failure = self._failure
+        if not isinstance(failure, AttemptFailed) or failure.how is How.DEADLINE or self._gone or self._over:
+            return False
+        if self._tally.completion_tokens or self._attempt >= ATTEMPTS_MAX:
+            return False
+        wish = self._wish.without(self.place.node.beat.node_id)
+        place = self._shared.router.reserve(wish)
+        if place is None:
+            return False
+        attempt, beat = self._attempt + 1, place.node.beat
+        try:
+            # First, and committed: from then on the expiry counts the new attempt, so no token of it is ever lost.
+            await self._shared.admission.move(self.id, self._shared.boot_id, beat.node_id, place.model.name, attempt)
+        except BaseException as error:
+            self._shared.router.release(place.node)
+            if not isinstance(error, ApiError):
+                raise
+            log.warning("request %s: not tried again: %s", self.id, error)
+            return False
+        log.info("request %s: attempt %d failed (%s), trying another node", self.id, self._attempt, failure)
+        if self._tally.terminal is None:
+            self._shared.run(self._cancel(self.place, self._attempt), f"cancel {self.id}")
+        self._shared.router.release(self.place.node)
+        self._wish, self.place, self._attempt = wish, place, attempt
+        self._tally = Tally(self.id, attempt)
+        self._max_tokens = min(self._max_tokens, budget_tokens(self.chat, place.context_tokens))
+        self.meter.move(place.model.prices[self.admitted.asset], beat, attempt)
+        self._failure = None
+        try:
+            await self._post()
+        except MailFailed as error:
+            self._failure = AttemptFailed(How.NO_NODE, f"the job did not reach the node: {error}")
+        self._heard_s = time.monotonic()
+        return True
+
+    async def _post(self) -> None:
+        self._posted_s = time.monotonic()
+        job = letters.job(
+            self.chat,
+            self.place.model.name,
+            request_id=self.id,
+            attempt=self._attempt,
+            owner=self._shared.boot_id,
+            lane=self._lane.topic,
+            max_tokens=self._max_tokens,
+            deadline_s=REQUEST_DEADLINE_S,
+        )
+        await self._shared.mailer.post(self.place.node.beat.node_id, job)
+
+    def free_node(self) -> None:
+        """Give the node's slot back, once: `finish` does, or whoever knows before that the node is done."""
+        if not self._freed:
+            self._freed = True
+            self._shared.router.release(self.place.node)
+
+    def delivered(self, piece: Piece) -> None:
+        """The client has this piece: it is paid for."""
+        self.meter.delivered += piece.tokens
+
+    @property
+    def delivered_tokens(self) -> int:
+        return self.meter.delivered
 
     def client_gone(self) -> None:
         """The connection is closed: wake `read`."""
@@ -248,18 +291,20 @@ class Request:
 
     async def _end(self, how: How) -> int:
         if self._over:
-            return self.meter.charge_nano(self.prompt_tokens, how)
+            return self.meter.charge_nano(self.prompt_tokens, self.image_tokens, how)
         self._over = True
-        charge_nano = self.meter.charge_nano(self.prompt_tokens, how)
+        charge_nano = self.meter.charge_nano(self.prompt_tokens, self.image_tokens, how)
         try:
-            acked = self._shared.writer.append(self.meter.end_event(how, self.prompt_tokens, self.now_ms()))
+            acked = self._shared.writer.append(
+                self.meter.end_event(how, self.prompt_tokens, self.image_tokens, self.now_ms())
+            )
         except LedgerUnavailable as error:  # only where the backlog is full: our lease will end before it is read
             log.error("request %s: its end could not be queued: %s", self.id, error)
             acked = None
         if self._tally.terminal is None:
-            await self._cancel()
+            await self._cancel(self.place, self._attempt)
         self._shared.lanes.release(self._lane)
-        self._shared.router.release(self.node)
+        self.free_node()
         try:
             if acked is not None:
                 async with asyncio.timeout(END_ACK_S):
@@ -271,9 +316,9 @@ class Request:
             log.warning("request %s: not settled, the projection will release it: %s", self.id, error)
         return charge_nano
 
-    async def _cancel(self) -> None:
+    async def _cancel(self, place: Place, attempt: int) -> None:
         try:
-            await self._shared.mailer.post(self.node.beat.node_id, Cancel(request_id=self.id, attempt=ATTEMPT))
+            await self._shared.mailer.post(place.node.beat.node_id, Cancel(request_id=self.id, attempt=attempt))
         except MailFailed as error:
             log.warning("request %s: no cancel sent (%s); the node stops at its budget", self.id, error)
 
@@ -293,14 +338,34 @@ class Request:
         if verdict is Verdict.GAP:
             self._failure = AttemptFailed(How.NODE_DIED, f"records of the node are missing before {reply.seq}")
         elif isinstance(reply, Tokens):
-            if self._tally.completion_tokens > self._max_tokens:
+            if self._tally.completion_tokens == len(reply.ids):
+                self.place.node.saw_first_token((time.monotonic() - self._posted_s) * 1000)
+            if self._tally.completion_tokens > self._max_tokens * self.chat.n or reply.choice >= self.chat.n:
                 self._failure = AttemptFailed(How.ERROR, "the node went over its budget")
             else:
-                self._ready.append(Piece(reply.text, len(reply.ids)))
+                self._ready.append(
+                    Piece(reply.text, len(reply.ids), None, reply.choice, reply.logprobs, reply.tool_calls)
+                )
+        elif isinstance(reply, replies.ChoiceEnd | replies.Embedded):
+            self._take_part(reply)
         elif isinstance(reply, replies.End) and reply.finish != "cancelled":
-            self._ready.append(Piece("", 0, reply.finish))
+            if self.chat.task == "embedding" and len(self._vectors) < len(self.chat.prompts):
+                self._failure = AttemptFailed(How.ERROR, "the node left inputs out")
+            else:
+                self._ready.append(Piece("", 0, reply.finish, over=True))
         elif isinstance(reply, replies.End | replies.Rejected | replies.Failed):
-            self._failure = _failure_of(reply)
+            self._failure = failure_of(reply)
+
+    def _take_part(self, reply: replies.ChoiceEnd | replies.Embedded) -> None:
+        """A choice's end, or a vector: one for each input."""
+        if isinstance(reply, replies.ChoiceEnd):
+            if reply.choice < self.chat.n and reply.finish != "cancelled":
+                self._ready.append(Piece("", 0, reply.finish, reply.choice))
+        elif reply.index in self._vectors or reply.index >= len(self.chat.prompts):
+            self._failure = AttemptFailed(How.ERROR, "the node sent a vector that nobody waits for")
+        else:
+            self._vectors.add(reply.index)
+            self._ready.append(Piece("", reply.tokens, choice=reply.index, vector=reply.vector))
 
     def _judge_silence(self, judged_s: float) -> None:
         now_s = time.monotonic()
@@ -323,64 +388,13 @@ class Request:
             key_id=meter.key_id,
             owner=self._shared.boot_id,
             rules_version=RULES_VERSION,
-            asset=admitted.asset,  # pyright: ignore[reportArgumentType]  # the table's CHECK has the same two
-            prices=(meter.price,),
+            asset=admitted.asset,
+            prices=self._prices,
             rate_nano_usd=admitted.rate_nano_usd,
             cap_day=admitted.cap_day,
             hold_nano=meter.hold_nano,
             payer=admitted.payer,
         )
-
-    def _job(self) -> Job:
-        now_ms = int(time.time() * 1000)
-        return Job(
-            request_id=self.id,
-            attempt=ATTEMPT,
-            owner=self._shared.boot_id,
-            lane=self._lane.topic,
-            model=self.chat.model,
-            messages=self.chat.messages,
-            sampling=self.chat.sampling,
-            stop=self.chat.stop,
-            max_tokens=self._max_tokens,
-            expires_at_ms=now_ms + int(replies.CLAIM_TIMEOUT_S * 1000),
-            deadline_at_ms=now_ms + int(REQUEST_DEADLINE_S * 1000),
-        )
-
-
-class AttemptFailed(Exception):
-    """The node did not bring the answer to its end; `how` is how the request ends if nobody else does."""
-
-    def __init__(self, how: How, detail: str) -> None:
-        self.how = how
-        super().__init__(detail)
-
-
-class JobRejected(Exception):
-    """The job cannot be run by any node; `error` is what the client is told."""
-
-    def __init__(self, error: ApiError) -> None:
-        self.error = error
-        super().__init__(error.message)
-
-
-def _failure_of(reply: replies.End | replies.Rejected | replies.Failed) -> Exception:
-    if isinstance(reply, replies.Rejected):
-        code = "context_length_exceeded" if reply.code == "context_too_long" else "invalid_request"
-        return JobRejected(ApiError(code, reply.detail or None, param="messages"))
-    if isinstance(reply, replies.Failed) and reply.code == "deadline":
-        return AttemptFailed(How.DEADLINE, "the deadline has passed")
-    return AttemptFailed(How.NODE_DIED, f"the node answered {getattr(reply, 'code', 'cancelled')}")
-
-
-def budget_tokens(chat: Chat, context_tokens: int) -> int:
-    return min(MAX_TOKENS_DEFAULT if chat.max_tokens is None else chat.max_tokens, context_tokens)
-
-
-def hold_bound_nano(chat: Chat, price: ModelPrice, context_tokens: int) -> int:
-    """The most that the request can cost: prompt bound and budget, each capped by the context."""
-    prompt = min(prompt_bound_tokens(chat.messages), context_tokens)
-    return price.in_nano * prompt + price.out_nano * budget_tokens(chat, context_tokens)
 
 
 def new_request_id() -> str:

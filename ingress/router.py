@@ -1,19 +1,30 @@
-"""Which node takes a request: the one heard of last that serves the model and has a free slot.
+"""Which node takes a request: a living one that the request's wishes leave, best first, with a free slot.
 
-Nodes are known by their heartbeats, read from the topic's end: within a second of its start an ingress knows all.
+Nodes are known by their heartbeats, read from the topic's end: within a second of its start an ingress knows all. What
+a request wishes is in `ingress.placing`; here is who lives, who is free, and whose turn it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
+from ingress.catalog import Model
 from ingress.turns import turn
-from schemas.heartbeats import STALE_S, NodeHeartbeat
+from schemas.heartbeats import STALE_S, NodeHeartbeat, ServedModel
 
 WAITERS_MAX = 1000
+#: How fast slots came free is judged by at most so many of the last ones, none older than this.
+_FREED_MAX = 64
+_FREED_S = 60.0
+_WAIT_S_MAX = 30
+#: What the last first token counts in a node's typical time to it.
+_RECENT = 0.2
 
 
 @dataclass(slots=True)
@@ -23,12 +34,38 @@ class Node:
     beat: NodeHeartbeat
     heard_at_s: float
     ours: int = 0
-    models: dict[str, int] = field(default_factory=dict)  # name -> context tokens
+    models: dict[str, ServedModel] = field(default_factory=dict)
+    seen_ms: float | None = None
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """From a job's sending to its first token: as the node measures it, else as we saw it here; None before any."""
+        return self.seen_ms if self.beat.first_token_ms is None else self.beat.first_token_ms
+
+    def saw_first_token(self, after_ms: float) -> None:
+        self.seen_ms = after_ms if self.seen_ms is None else self.seen_ms + _RECENT * (after_ms - self.seen_ms)
 
     def free_slots(self, boot_id: str) -> int:
         """Slots that neither we use by our own exact count nor the other ingresses by the node's last word."""
         others = sum(n for owner, n in self.beat.busy_by_owner.items() if owner != boot_id)
         return self.beat.slots - others - self.ours
+
+
+class Place(NamedTuple):
+    """A node, for one of the models that it serves."""
+
+    node: Node
+    model: Model
+
+    @property
+    def context_tokens(self) -> int:
+        return self.node.models[self.model.name].context_tokens
+
+
+class Chooser(Protocol):
+    def places(self, nodes: Iterable[Node]) -> Sequence[Place]:
+        """Those of the nodes that may serve it, and with what, the best first. `nodes` come freshest first."""
+        ...
 
 
 class Router:
@@ -37,14 +74,15 @@ class Router:
     def __init__(self, boot_id: str) -> None:
         self._boot_id = boot_id
         self._nodes: dict[str, Node] = {}
-        self._waiters: deque[tuple[str, asyncio.Future[Node]]] = deque()
+        self._waiters: deque[tuple[Chooser, asyncio.Future[Place]]] = deque()
+        self._freed_at_s: deque[float] = deque(maxlen=_FREED_MAX)
 
     def hear(self, beat: NodeHeartbeat) -> None:
         node = self._nodes.get(beat.node_id)
         if node is None:
             node = self._nodes[beat.node_id] = Node(beat, 0.0)
         node.beat, node.heard_at_s = beat, time.monotonic()
-        node.models = {served.name: served.context_tokens for served in beat.models}
+        node.models = {served.name: served for served in beat.models}
         self._serve_waiters()
 
     def living(self, model: str | None = None) -> list[Node]:
@@ -60,38 +98,54 @@ class Router:
 
     def context_tokens(self, model: str) -> int | None:
         """The greatest context of the living nodes that serve the model, or None without such a node."""
-        return max((node.models[model] for node in self.living(model)), default=None)
+        return max((node.models[model].context_tokens for node in self.living(model)), default=None)
 
-    def reserve(self, model: str) -> Node | None:
-        """Take a slot at once, or None. Who waits already goes first."""
-        if any(waiting == model for waiting, _ in self._waiters):
-            return None
-        return self._take(model)
+    def reserve(self, wish: Chooser) -> Place | None:
+        """Take a slot at once, or None. Who waits is not overtaken: they are served as it comes free."""
+        return self._take(wish, self._free())
 
-    async def wait(self, model: str, timeout_s: float) -> Node | None:
-        """Wait for a slot, or None after `timeout_s`, and at once where no living node serves the model."""
-        if not self.living(model) or len(self._waiters) >= WAITERS_MAX:
+    async def wait(self, wish: Chooser, timeout_s: float) -> Place | None:
+        """Wait for a slot, or None after `timeout_s`, and at once where no living node may serve the wish."""
+        if not wish.places(self.living()) or len(self._waiters) >= WAITERS_MAX:
             return None
-        future: asyncio.Future[Node] = asyncio.get_running_loop().create_future()
-        self._waiters.append((model, future))
+        future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+        self._waiters.append((wish, future))
         self._serve_waiters()  # a slot may have come free since the caller's reserve()
         try:
-            return await turn(future, timeout_s, self.release)
+            return await turn(future, timeout_s, lambda place: self.release(place.node))
         finally:
             self._waiters = deque(waiter for waiter in self._waiters if waiter[1] is not future)
 
     def release(self, node: Node) -> None:
         node.ours -= 1
+        self._freed_at_s.append(time.monotonic())
         self._serve_waiters()
 
-    def _take(self, model: str) -> Node | None:
-        for node in self.living(model):
-            if node.free_slots(self._boot_id) > 0:
-                node.ours += 1
-                return node
-        return None
+    def wait_estimate_s(self) -> int | None:
+        """How long until everyone who waits now and one more has a slot, at the pace at which slots came free lately;
+        None where none did. At most _WAIT_S_MAX: who has waited so long may as well ask again."""
+        now_s = time.monotonic()
+        recent = [at_s for at_s in self._freed_at_s if now_s - at_s < _FREED_S]
+        if not recent:
+            return None
+        each_s = (now_s - recent[0]) / len(recent)
+        return min(_WAIT_S_MAX, max(1, math.ceil(each_s * (len(self._waiters) + 1))))
+
+    def _free(self) -> list[Node]:
+        return [node for node in self.living() if node.free_slots(self._boot_id) > 0]
+
+    def _take(self, wish: Chooser, free: list[Node]) -> Place | None:
+        places = wish.places(free)
+        if not places:
+            return None
+        places[0].node.ours += 1
+        return places[0]
 
     def _serve_waiters(self) -> None:
-        for model, future in list(self._waiters):
-            if not future.done() and (node := self._take(model)):
-                future.set_result(node)
+        free = self._free() if self._waiters else []
+        for wish, future in list(self._waiters):
+            if not free:
+                return
+            if not future.done() and (place := self._take(wish, free)):
+                future.set_result(place)
+                free = self._free()

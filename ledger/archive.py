@@ -21,14 +21,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ledger.digest import chain_link
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt, LedgerError
 from ledger.manifest import ArchivedFile, Manifest, file_name, load
-from ledger.parquet import decode, encode
+from ledger.parquet import ArchivedColumns, ColumnsDiffer, decode, encode
 from ledger.reader import LedgerReader, Record, check_place
+from schemas.errata import ErrataError, Erratum, dump_file, load_file
 from schemas.settings import Settings
 from schemas.topics import LEDGER
 
 MANIFEST = "manifest.json"
+ERRATA = "errata.json"
 _LOCK = ".lock"
 _PARTIAL = ".partial"
 
@@ -50,11 +53,17 @@ class Written(NamedTuple):
 
 
 class Archive:
-    """An archive that is there: its manifest is whole, and every file has its size. Hashes are checked on reading."""
+    """An archive that is there: its manifest is whole, and every file has its size. Hashes are checked on reading.
+
+    With `check_columns`, `read` also checks that the columns of a file are what its records say.
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
         self.manifest = manifest
+        self.check_columns = False
+        self.errata: Errata = NO_ERRATA
+        self.carried: tuple[Erratum, ...] = ()  # those beside the manifest, whether they count or not
 
     @classmethod
     def open(cls, folder: Path, partitions: int | None = None) -> Archive:
@@ -77,7 +86,9 @@ class Archive:
                         raise ArchiveCorrupt(f"{_where(folder, file)} is missing")
                     if path.stat().st_size != file.size_bytes:
                         raise ArchiveCorrupt(f"{_where(folder, file)} was altered: its size is another")
-        return cls(folder, manifest)
+        found = cls(folder, manifest)
+        found.carried = _carried(folder)
+        return found
 
     def ends(self) -> dict[int, int]:
         """The next offset behind what is archived, per partition."""
@@ -101,8 +112,16 @@ class Archive:
 
     def last_record(self, file: ArchivedFile) -> Record:
         """The one that ends `file`. Raises as `read` does."""
-        *_, records = self._records(file)
-        return records[-1]
+        with self.altered(file):
+            return self.columns(file).records([file.next - file.first - 1])[0]
+
+    def columns(self, file: ArchivedFile) -> ArchivedColumns:
+        """The columns of a file, its SHA-256 checked. Raises as `read` does."""
+        with self.altered(file):
+            found = ArchivedColumns(self._data(file))
+            if found.count != file.next - file.first:
+                raise ValueError(f"it has {found.count} records")
+            return found
 
     def check_chain(self, file: ArchivedFile, head: bytes) -> None:
         """`head` is the chain behind the last record of `file`, made from the records. Raises ArchiveCorrupt."""
@@ -113,6 +132,19 @@ class Archive:
             )
 
     def _records(self, file: ArchivedFile) -> Iterator[list[Record]]:
+        data, expected = self._data(file), file.first
+        with self.altered(file):
+            for records in decode(data, check_columns=self.check_columns):
+                for record in records:
+                    if (record.partition, record.offset) != (file.partition, expected):
+                        raise ValueError(f"it has {record.partition}/{record.offset} where {expected} follows")
+                    check_place(record, self.manifest.partitions, self.errata)
+                    expected += 1
+                yield records
+            if expected != file.next:
+                raise ValueError(f"it ends at {expected}")
+
+    def _data(self, file: ArchivedFile) -> bytes:
         with _unavailable(self.folder, "read"):
             try:
                 data = (self.folder / file.file).read_bytes()
@@ -120,18 +152,17 @@ class Archive:
                 raise ArchiveCorrupt(f"{_where(self.folder, file)} is missing") from None
         if hashlib.sha256(data).hexdigest() != file.sha256:
             raise ArchiveCorrupt(f"{_where(self.folder, file)} was altered: its SHA-256 is not the manifest's")
-        expected = file.first
+        return data
+
+    @contextlib.contextmanager
+    def altered(self, file: ArchivedFile) -> Generator[None, None, None]:
         try:
-            for records in decode(data):
-                for record in records:
-                    if (record.partition, record.offset) != (file.partition, expected):
-                        raise ValueError(f"it has {record.partition}/{record.offset} where {expected} follows")
-                    check_place(record, self.manifest.partitions)
-                    expected += 1
-                yield records
-            if expected != file.next:
-                raise ValueError(f"it ends at {expected}")
+            yield
+        except ColumnsDiffer as error:
+            raise ArchiveCorrupt(f"{_where(self.folder, file)}: {error}") from None
         except (ValueError, LedgerCorrupt) as error:
+            if isinstance(error, ArchiveCorrupt):
+                raise
             raise ArchiveCorrupt(f"{_where(self.folder, file)} was altered: {error}") from None
 
 
@@ -143,6 +174,7 @@ async def write_archive(
     tail: bool,
     on_start: Callable[[int], None],
     on_file: Callable[[int], None],
+    errata: Errata = NO_ERRATA,
 ) -> Written:
     """Archives what the log has and `folder` has not: whole ranges, with `tail` also the begun one.
 
@@ -159,7 +191,10 @@ async def write_archive(
                 f"the archive in {folder} has ranges of {manifest.range_records} records, not of {range_records}"
             )
         archive = Archive.open(folder, settings.ledger_partitions)
-        async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-archive") as reader:
+        archive.errata = errata
+        async with LedgerReader(
+            settings.kafka, settings.ledger_partitions, client_id="shiver-archive", errata=errata
+        ) as reader:
             ends = await reader.ends()
             await _same_log(archive, reader, ends)
             plan = {p: _plan(manifest, p, end, tail) for p, end in ends.items()}
@@ -174,6 +209,9 @@ async def write_archive(
                         del pending[:range_records]
                         on_file(count)
                         written = Written(written.files + 1, written.records + count, {})
+        carried = dump_file([*archive.carried, *errata.before(archive.ends())])
+        if carried != dump_file(archive.carried):
+            _save(folder, ERRATA, carried)
     return written._replace(ends=archive.ends())
 
 
@@ -249,6 +287,16 @@ def _manifest(folder: Path) -> Manifest | None:
         return load(data)
     except ValueError as error:
         raise ArchiveCorrupt(f"{folder / MANIFEST}: {error}") from None
+
+
+def _carried(folder: Path) -> tuple[Erratum, ...]:
+    with _unavailable(folder, "read"):
+        try:
+            return load_file((folder / ERRATA).read_bytes())
+        except FileNotFoundError:
+            return ()
+        except ErrataError as error:
+            raise ArchiveCorrupt(f"{folder / ERRATA}: {error}") from None
 
 
 @contextlib.contextmanager

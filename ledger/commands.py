@@ -2,51 +2,67 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ledger import commands_archive, commands_exports
+from ledger import commands_archive, commands_errata, commands_exports, commands_proofs
+from ledger.commands_errata import errata_of, errata_option
 from ledger.commands_rules import rules
 from ledger.compare import Comparison, connected
-from ledger.console import bar, run_shell, settings_of
+from ledger.console import bar, parse_request_id, run_shell, settings_of, table
+from ledger.epoch_log import places_of_epochs
+from ledger.errata import Errata
 from ledger.invariants import overdrawn
 from ledger.money import format_amount
 from ledger.outcomes import MEANINGS, Outcome
 from ledger.replay import Replay, read_into
+from ledger.verify_epochs import EpochCheck
 from schemas.settings import Settings
 
 if TYPE_CHECKING:
     from ledger.archive import Archive
 
-_REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-
 
 @click.group("ledger")
 def group() -> None:
-    """Replay, verify and archive the log of facts, show entries and rules, export the books, make statements."""
+    """Replay, verify and archive the log of facts; entries, rules, exports, statements, proofs of requests, errata."""
 
 
 commands_archive.register(group)
 commands_exports.register(group)
+commands_errata.register(group)
+commands_proofs.register(group)
 group.add_command(rules)
 
 
 @group.command()
 @click.option("--compare", is_flag=True, help="Compare with PostgreSQL row by row; exit 1 where a row differs.")
+@click.option("--epoch", type=click.IntRange(1), help="Stop at the cut of this epoch, and check every one up to it.")
 @commands_archive.archive_option
+@errata_option
+@click.option("--plain", is_flag=True, help="Parse and step every record; slow, and comes to the same.")
 @click.pass_context
-def replay(ctx: click.Context, compare: bool, folder: Path | None) -> None:
+def replay(
+    ctx: click.Context, compare: bool, epoch: int | None, folder: Path | None, errata_file: Path | None, plain: bool
+) -> None:
     """Fold ledger.events from its first record to its end of now, and print the books and their digest.
 
-    Exits 1 where an invariant does not hold, or the log cannot be read to its end.
+    An archive is folded over its columns, which checks the hash of each file and the books; each record's key, its hash
+    chain, and that the columns are what its bytes say are checked by `verify`. With --plain or --compare every record
+    is parsed. Exits 1 where an invariant does not hold, or the log cannot be read to its end.
     """
+    if compare and epoch is not None:
+        raise click.UsageError("PostgreSQL has the books of now: give --compare or --epoch, not both", ctx)
     settings = settings_of(ctx)
     archive = commands_archive.opened(folder, settings.ledger_partitions)
-    sound = run_shell(_compare(settings, archive) if compare else _replay(settings, archive))
+    errata = errata_of(settings, errata_file, archive)
+    if epoch is not None:
+        sound = run_shell(_replay_epoch(settings, archive, errata, epoch))
+    else:
+        sound = run_shell(_compare(settings, archive, errata) if compare else _replay(settings, archive, errata, plain))
     if not sound:
         ctx.exit(1)
 
@@ -59,21 +75,41 @@ def entries(ctx: click.Context, request_id: str) -> None:
 
     REQUEST_ID is that of x-shiver-request-id, or a completion's id (chatcmpl-...).
     """
-    match = _REQUEST_ID.fullmatch(request_id.strip())
-    if match is None:
-        raise click.BadParameter(f"{request_id!r} is no request id", ctx, param_hint="REQUEST_ID")
-    run_shell(_entries(settings_of(ctx), match[1]))
+    try:
+        found = parse_request_id(request_id)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param_hint="REQUEST_ID") from None
+    run_shell(_entries(settings_of(ctx), found))
 
 
-async def _replay(settings: Settings, archive: Archive | None) -> bool:
-    books = Replay(settings.ledger_partitions)
+async def _replay(settings: Settings, archive: Archive | None, errata: Errata, plain: bool) -> bool:
+    books = Replay(settings.ledger_partitions, errata=errata)
     with bar("Replaying") as (started, more):
-        await read_into(books, settings, None, started, more, archive=archive)
+        await read_into(books, settings, None, started, more, archive=archive, plain=plain)
     return _report(books)
 
 
-async def _compare(settings: Settings, archive: Archive | None) -> bool:
-    books = Replay(settings.ledger_partitions, remember=True)
+async def _replay_epoch(settings: Settings, archive: Archive | None, errata: Errata, number: int) -> bool:
+    places = await places_of_epochs(settings, archive, up_to=number, errata=errata)
+    books = Replay(settings.ledger_partitions, errata=errata)
+    check = EpochCheck(books, places)
+    with bar("Replaying") as (started, more):
+        started(sum(places[-1].event.cut))
+
+        async def read(to: Mapping[int, int]) -> None:
+            await read_into(books, settings, to, lambda _: None, more, check.listen, archive)
+
+        await check.walk(read, places[-1].ends)
+    sound = _report(books)
+    for wrong in check.bad[:20]:
+        click.echo(f"broken: {wrong}", err=True)
+    if sound and not check.bad:
+        click.echo(f"as epoch {number} says: digest, heads, roots, payout root {places[-1].event.payout_root}")
+    return sound and not check.bad
+
+
+async def _compare(settings: Settings, archive: Archive | None, errata: Errata) -> bool:
+    books = Replay(settings.ledger_partitions, remember=True, errata=errata)
     async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
         with bar("Replaying") as (started, more):
@@ -97,7 +133,7 @@ def _report(books: Replay) -> bool:
     for code, count in sorted(books.outcomes.items(), key=lambda item: (-item[1], item[0])):
         click.echo(f"  {count:>12,}  {code:<16} {MEANINGS[Outcome(code)]}")
     rows = [(account, format_amount(nano), asset, f"{n:,}") for account, asset, nano, n in books.balances()]
-    _table(("account", "balance", "asset", "entries"), rows, right=(1, 3))
+    table(("account", "balance", "asset", "entries"), rows, right=(1, 3))
     for account, asset, nano in overdrawn(books.books):
         click.echo(f"below zero: {account} has {format_amount(nano)} {asset}", err=True)
     for wrong in books.broken[:20]:
@@ -125,7 +161,7 @@ async def _entries(settings: Settings, request_id: str) -> None:
     ]
     for asset in sorted({row["asset"] for row in rows}):
         lines.append(("sum", format_amount(sum(r["amount_nano"] for r in rows if r["asset"] == asset)), asset, ""))
-    _table(("account", "amount", "asset", "in the log at"), lines, right=(1,))
+    table(("account", "amount", "asset", "in the log at"), lines, right=(1,))
 
 
 def _head(request_id: str, request: Any) -> None:
@@ -140,13 +176,3 @@ def _head(request_id: str, request: Any) -> None:
         )
     elif request["status"] == "open":
         click.echo(f"{format_amount(request['hold_nano'])} {request['asset']} is held for it")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    for row in [head, *rows]:
-        cells = [
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        click.echo("  ".join(cells).rstrip())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ledger.commands_errata import errata_of, errata_of_archive, errata_option
 from ledger.console import bar, run_shell, settings_of
 from ledger.log import LedgerError
 from ledger.manifest import RANGE_RECORDS
@@ -43,27 +44,40 @@ def opened(folder: Path | None, partitions: int | None) -> Archive | None:
 
 @click.command()
 @click.option("--out", "folder", type=_FOLDER, required=True, help="The folder of the archive; made if need be.")
+@errata_option
 @click.option("--tail", is_flag=True, help="Also the begun range of each partition; a later run replaces it.")
 @click.option(
     "--range",
     "range_records",
-    type=click.IntRange(1, 10_000_000),
+    type=click.IntRange(1, 1 << 23),
     default=RANGE_RECORDS,
     show_default=True,
-    help="Records in a file. The same for the archive's whole life.",
+    help="Records in a file, a power of two. The same for the archive's whole life.",
 )
 @click.pass_context
-def archive(ctx: click.Context, folder: Path, tail: bool, range_records: int) -> None:
+def archive(ctx: click.Context, folder: Path, errata_file: Path | None, tail: bool, range_records: int) -> None:
     """Write closed ranges of ledger.events to Parquet files, with a manifest of their hashes.
 
+    Errata for what is archived go along, in errata.json beside the manifest.
     Only what is new is written; a run that was killed is taken up by the next one. The same log gives the same files.
     """
     from ledger.archive import write_archive
 
+    if range_records.bit_count() != 1:
+        raise click.BadParameter(f"{range_records} is no power of two", ctx, param_hint="--range")
     settings = settings_of(ctx)
+    errata = errata_of(settings, errata_file)
     with bar("Archiving") as (started, more):
         written = run_shell(
-            write_archive(settings, folder, range_records=range_records, tail=tail, on_start=started, on_file=more)
+            write_archive(
+                settings,
+                folder,
+                range_records=range_records,
+                tail=tail,
+                on_start=started,
+                on_file=more,
+                errata=errata,
+            )
         )
     click.echo(
         f"{written.records:,} records written in {written.files:,} files; "
@@ -73,11 +87,14 @@ def archive(ctx: click.Context, folder: Path, tail: bool, range_records: int) ->
 
 @click.command()
 @archive_option
+@errata_option
 @click.option("--no-tail", is_flag=True, help="The archive alone: needs neither Kafka nor PostgreSQL.")
 @click.option("--both", is_flag=True, help="Also compare each archived record with the log's own copy of it.")
 @click.option("--every-batch", is_flag=True, help="Check the invariants behind each batch, not behind each event.")
 @click.pass_context
-def verify(ctx: click.Context, folder: Path | None, no_tail: bool, both: bool, every_batch: bool) -> None:
+def verify(
+    ctx: click.Context, folder: Path | None, errata_file: Path | None, no_tail: bool, both: bool, every_batch: bool
+) -> None:
     """Walk the log, or an archive and the log's tail, and name the first thing that is not as it must be.
 
     Checked are the records, their hash chain, the invariants at every prefix, and PostgreSQL row by row. Exits 1 where
@@ -92,11 +109,13 @@ def verify(ctx: click.Context, folder: Path | None, no_tail: bool, both: bool, e
     if no_tail:
         alone = opened(folder, None)
         assert alone is not None
-        report = run_shell(verify_archive(alone, bar, every_batch=every_batch))
+        errata = errata_of_archive(alone, errata_file)
+        report = run_shell(verify_archive(alone, bar, every_batch=every_batch, errata=errata))
     else:
         settings = settings_of(ctx)
         found = opened(folder, settings.ledger_partitions)
-        report = run_shell(verify_log(settings, found, bar, every_batch=every_batch, both=both))
+        errata = errata_of(settings, errata_file, found)
+        report = run_shell(verify_log(settings, found, bar, every_batch=every_batch, both=both, errata=errata))
     _print(report)
     if report.bad:
         ctx.exit(1)
@@ -115,4 +134,6 @@ def _print(report: Report) -> None:
         return
     rows = f", and PostgreSQL in {report.rows:,} rows" if report.rows else ""
     click.echo(f"{report.events:,} events verified: records, hash chain, invariants at every prefix{rows}")
+    if report.epochs:
+        click.echo(f"{report.epochs:,} epochs verified: cut, heads, roots, digest, entitlements, payout root")
     click.echo(f"digest {report.digest}")

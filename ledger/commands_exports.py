@@ -6,35 +6,52 @@ Both replay the log, and give nothing where an invariant is broken or the log ca
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from ledger.books import provider_account, wallet_account
-from ledger.console import bar, settings_of
+from ledger.commands_archive import archive_option, opened
+from ledger.commands_errata import errata_of, errata_of_archive, errata_option
+from ledger.console import bar, one_line_for_files, settings_of, write_whole
 from ledger.decide import Decision
+from ledger.errata import Errata
 from ledger.exports.beancount import Beancount
 from ledger.exports.csvs import Csv
 from ledger.exports.dates import parse_day
 from ledger.exports.hledger import Hledger
 from ledger.exports.statement_html import as_html
 from ledger.exports.statement_text import as_csv, as_json, as_text
-from ledger.exports.transactions import ExportError, Head, Tally, format_cut, transaction_of
+from ledger.exports.transactions import (
+    Cut,
+    Epochs,
+    ExportError,
+    Head,
+    Tally,
+    by_day,
+    by_epoch,
+    format_cut,
+    transaction_of,
+)
 from ledger.exports.write import Form, export
 from ledger.log import LedgerError, cached_partition_of
-from ledger.reader import LedgerReader, Record
-from ledger.replay import Listener, Replay, read_into
+from ledger.reader import Record
+from ledger.replay import Listener, Replay, read_archive, read_into
+from ledger.source import Source
 from ledger.spool import Spool
 from ledger.statements import Statement, StatementBuilder
 from schemas.events import Event
 from schemas.settings import Settings
-from schemas.topics import LEDGER
+from schemas.topics import LEDGER, SETTLEMENT_KEY
 
+if TYPE_CHECKING:
+    from ledger.archive import Archive
+
+PARQUET = "parquet"
 FORMS: dict[str, type[Form]] = {"hledger": Hledger, "beancount": Beancount, "csv": Csv}
 RENDERERS: dict[str, Callable[[Statement], str]] = {
     "text": as_text,
@@ -53,28 +70,48 @@ def register(group: click.Group) -> None:
 
 
 @click.command("export")
-@click.option("--format", "form", type=click.Choice(list(FORMS)), required=True, help="Whose file it is to be.")
+@click.option("--format", "form", type=click.Choice([*FORMS, PARQUET]), required=True, help="Whose file it is to be.")
 @click.option("--out", required=True, metavar="FILE", help="Where to write it, whole or not at all; - is stdout.")
 @click.option(
     "--until",
-    metavar="PARTITION:OFFSET,...",
-    help="Read each partition up to, not with, this offset. Default: its end.",
+    metavar="CUT|DAY",
+    help="0:12,1:40,...: each partition up to, not with, this offset. YYYY-MM-DD: what happened on this UTC day or "
+    "before. Default: the log's end.",
 )
-@click.option("--until-date", metavar="YYYY-MM-DD", help="Only what happened on this UTC day or before.")
+@click.option("--epoch", type=click.IntRange(1, 10**9), default=None, help="Up to the cut of this epoch.")
+@archive_option
+@errata_option
+@click.option("--no-tail", is_flag=True, help="The archive alone: needs neither Kafka nor PostgreSQL.")
 @click.pass_context
-def export_command(ctx: click.Context, form: str, out: str, until: str | None, until_date: str | None) -> None:
-    """Write every transaction of the books as a journal that hledger or beancount checks, or as CSV.
+def export_command(
+    ctx: click.Context,
+    form: str,
+    out: str,
+    until: str | None,
+    epoch: int | None,
+    folder: Path | None,
+    errata_file: Path | None,
+    no_tail: bool,
+) -> None:
+    """Write every transaction of the books as a journal that hledger or beancount checks, as CSV or as Parquet.
 
-    The same cut gives the same bytes. Balances are asserted at the end of each day and of the export.
+    The same cut gives the same bytes. Balances are asserted at the end of each day, at each epoch's cut, and at the
+    end of the export.
     """
-    if until is not None and until_date is not None:
-        raise click.UsageError("give --until or --until-date, not both", ctx)
-    settings = settings_of(ctx)
-    ends = None if until is None else _parse_cut(ctx, until, settings.ledger_partitions)
-    day = None if until_date is None else _parsed(ctx, "--until-date", parse_day, until_date)
-    with _one_line_errors(), Spool() as spool:
-        head = asyncio.run(_collect(settings, ends, day, spool))
-        written = _write(out, export(FORMS[form](), head, spool.ordered()))
+    if until is not None and epoch is not None:
+        raise click.UsageError("give --until or --epoch, not both", ctx)
+    log = _log_of(ctx, folder, errata_file, no_tail)
+    ends, day = _parse_until(ctx, until, log.partitions)
+    key = by_epoch if form in FORMS and FORMS[form].by_epoch else by_day
+    with _one_line_errors(), one_line_for_files(), Spool(key=key) as spool:
+        head = asyncio.run(_collect(log, ends, day, epoch, spool))
+        if form == PARQUET:
+            from ledger.parquet_export import export_parquet
+
+            pieces = export_parquet(head, spool.ordered())
+        else:
+            pieces = (piece.encode() for piece in export(FORMS[form](), head, spool.ordered()))
+        written = write_whole(out, pieces)
     click.echo(
         f"{head.tally.transactions:,} transactions of {len(head.tally.first_day_of):,} accounts, {written:,} bytes; "
         f"offsets {format_cut(head.next_offsets)}",
@@ -87,8 +124,20 @@ def export_command(ctx: click.Context, form: str, out: str, until: str | None, u
 @click.option("--provider", metavar="ID", help="The provider whose month it is.")
 @click.option("--month", required=True, metavar="YYYY-MM", help="A UTC month.")
 @click.option("--format", "form", type=click.Choice(list(RENDERERS)), default="text", show_default=True)
+@archive_option
+@errata_option
+@click.option("--no-tail", is_flag=True, help="The archive alone: needs neither Kafka nor PostgreSQL.")
 @click.pass_context
-def statement_command(ctx: click.Context, wallet: str | None, provider: str | None, month: str, form: str) -> None:
+def statement_command(
+    ctx: click.Context,
+    wallet: str | None,
+    provider: str | None,
+    month: str,
+    form: str,
+    folder: Path | None,
+    errata_file: Path | None,
+    no_tail: bool,
+) -> None:
     """Print a month of a wallet or a provider: opening balance, every entry, closing balance, value in USD.
 
     HTML is one file without anything from elsewhere: print it for a PDF.
@@ -100,63 +149,122 @@ def statement_command(ctx: click.Context, wallet: str | None, provider: str | No
         raise click.BadParameter(f"{subject!r} is no id", ctx, param_hint=option)
     account = provider_account(subject) if wallet is None else wallet_account(subject)
     builder = _parsed(ctx, "--month", lambda text: StatementBuilder(account, text), month)
-    settings = settings_of(ctx)
-    with _one_line_errors():
-        statement = asyncio.run(_build(settings, builder, wallet))
-        _write("-", [RENDERERS[form](statement)])
+    log = _log_of(ctx, folder, errata_file, no_tail)
+    with _one_line_errors(), one_line_for_files():
+        statement = asyncio.run(_build(log, builder, wallet))
+        write_whole("-", [RENDERERS[form](statement).encode()])
 
 
-async def _collect(settings: Settings, ends: dict[int, int] | None, until_day: int | None, spool: Spool) -> Head:
-    """Replays the log up to `ends` and puts what is to be exported into `spool`."""
+class _Log(NamedTuple):
+    """Where the log is read: an archive, then Kafka; without `settings` the archive alone."""
+
+    partitions: int
+    settings: Settings | None
+    archive: Archive | None
+    errata: Errata
+
+    def source(self) -> Source:
+        return Source(
+            self.partitions, None if self.settings is None else self.settings.kafka, self.archive, self.errata
+        )
+
+    async def ends(self) -> dict[int, int]:
+        async with self.source() as source:
+            return await source.ends()
+
+    async def read_into(self, replay: Replay, ends: dict[int, int], listener: Listener) -> None:
+        with bar("Replaying") as (started, more):
+            if self.settings is not None:
+                await read_into(replay, self.settings, ends, started, more, listener, self.archive)
+            elif self.archive is not None:
+                started(sum(ends.values()))
+                await read_archive(replay, self.archive, ends, more, listener)
+
+
+def _log_of(ctx: click.Context, folder: Path | None, errata_file: Path | None, no_tail: bool) -> _Log:
+    if no_tail and folder is None:
+        raise click.UsageError("--no-tail needs --archive DIR", ctx)
+    settings = None if no_tail else settings_of(ctx)
+    archive = opened(folder, None if settings is None else settings.ledger_partitions)
+    if settings is not None:
+        return _Log(settings.ledger_partitions, settings, archive, errata_of(settings, errata_file, archive))
+    assert archive is not None
+    return _Log(archive.manifest.partitions, None, archive, errata_of_archive(archive, errata_file))
+
+
+async def _collect(
+    log: _Log, ends: dict[int, int] | None, until_day: int | None, epoch: int | None, spool: Spool
+) -> Head:
+    """Replays the log up to `ends`, or the cut of `epoch`, and puts what is to be exported into `spool`.
+
+    The epochs are those that were closed before `ends`; an export by a day looks at none.
+    """
     tally = Tally()
+    ends, epochs = await _cut(log, ends, until_day, epoch)
 
     async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
         for record, event, decision in told:
             transaction = transaction_of(record.partition, record.offset, event, decision)
             if transaction is not None and (until_day is None or transaction.day <= until_day):
+                transaction = transaction._replace(epoch=epochs.of(record.partition, record.offset))
                 tally.add(transaction)
                 spool.add(transaction)
 
-    if ends is not None:
-        found = await _ends(settings)
-        for partition, end in ends.items():
-            if end > found.get(partition, 0):
-                raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
-    replay = Replay(settings.ledger_partitions)
-    await _read(replay, settings, ends, listen)
+    replay = Replay(log.partitions, errata=log.errata)
+    await log.read_into(replay, ends, listen)
     digest = _finished(replay)
     if until_day is not None:
         return Head(tally.next_offsets, None, until_day, tally)
     if tally.balances != _balances(replay):
         raise ExportError("the transactions do not sum to the books: run shrk ledger replay")
-    return Head({books.partition: books.next_offset for books in replay.books}, digest, None, tally)
+    return Head({books.partition: books.next_offset for books in replay.books}, digest, None, tally, epochs.cuts)
 
 
-async def _build(settings: Settings, builder: StatementBuilder, wallet: str | None) -> Statement:
+async def _cut(
+    log: _Log, ends: dict[int, int] | None, until_day: int | None, epoch: int | None
+) -> tuple[dict[int, int], Epochs]:
+    """Up to where to read, and the epochs that were closed before."""
+    async with log.source() as source:
+        found = await source.ends()
+        ends = found if ends is None else ends
+        _check_there(ends, found)
+        if until_day is not None:
+            return ends, Epochs()
+        home = cached_partition_of(SETTLEMENT_KEY.encode(), log.partitions)
+        events = [place.event for place in await source.epochs(ends[home])]
+    if epoch is not None:
+        wanted = [event for event in events if event.epoch == epoch]
+        if not wanted:
+            raise ExportError(f"epoch {epoch} is not closed; the last is {events[-1].epoch if events else 'none'}")
+        ends = dict(enumerate(wanted[0].cut))
+        _check_there(ends, found)
+        # As --until with these offsets has it: its own record stands behind them.
+        events = [event for event in events if event.epoch < epoch]
+    inside = [event for event in events if all(following <= ends[p] for p, following in enumerate(event.cut))]
+    return ends, Epochs([Cut(event.epoch, event.at_ms, event.cut, event.log_root) for event in inside])
+
+
+def _check_there(ends: dict[int, int], found: dict[int, int]) -> None:
+    for partition, end in ends.items():
+        if end > found.get(partition, 0):
+            raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
+
+
+async def _build(log: _Log, builder: StatementBuilder, wallet: str | None) -> Statement:
     """Replays what can concern the account: a wallet's events all stand in one partition, a provider's in any."""
 
     async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
         for record, event, decision in told:
             builder.add(record.partition, record.offset, event, decision)
 
-    ends = await _ends(settings)
+    ends = await log.ends()
     if wallet is not None:
-        partition = cached_partition_of(wallet.encode(), settings.ledger_partitions)
+        partition = cached_partition_of(wallet.encode(), log.partitions)
         ends = {partition: ends.get(partition, 0)}
-    replay = Replay(settings.ledger_partitions)
-    await _read(replay, settings, ends, listen)
+    replay = Replay(log.partitions, errata=log.errata)
+    await log.read_into(replay, ends, listen)
     _finished(replay)
     return builder.finish(ends, _balances(replay))
-
-
-async def _read(replay: Replay, settings: Settings, ends: dict[int, int] | None, listener: Listener) -> None:
-    with bar("Replaying") as (started, more):
-        await read_into(replay, settings, ends, started, more, listener)
-
-
-async def _ends(settings: Settings) -> dict[int, int]:
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-export") as reader:
-        return await reader.ends()
 
 
 def _balances(replay: Replay) -> dict[tuple[str, str], int]:
@@ -171,15 +279,20 @@ def _finished(replay: Replay) -> str:
     return digest
 
 
-def _parse_cut(ctx: click.Context, text: str, partitions: int) -> dict[int, int]:
+def _parse_until(ctx: click.Context, text: str | None, partitions: int) -> tuple[dict[int, int] | None, int | None]:
+    """A cut or a day, whichever it is."""
+    if text is None:
+        return None, None
     if not _CUT.fullmatch(text):
-        raise click.BadParameter(f"{text!r} is not PARTITION:OFFSET,...", ctx, param_hint="--until")
+        if ":" in text or "-" not in text:
+            raise click.BadParameter(f"{text!r} is neither PARTITION:OFFSET,... nor a day", ctx, param_hint="--until")
+        return None, _parsed(ctx, "--until", parse_day, text)
     pairs = [part.split(":") for part in text.split(",")]
     ends = {int(partition): int(offset) for partition, offset in pairs}
     if len(ends) != len(pairs) or set(ends) != set(range(partitions)):
         wanted = f"each partition from 0 to {partitions - 1} once"
         raise click.BadParameter(f"it must name {wanted}: a cut is of the whole log", ctx, param_hint="--until")
-    return ends
+    return ends, None
 
 
 def _parsed(ctx: click.Context, option: str, parse: Callable[[str], Any], text: str) -> Any:
@@ -195,28 +308,3 @@ def _one_line_errors() -> Generator[None]:
         yield
     except (LedgerError, ExportError) as error:
         raise click.ClickException(str(error)) from error
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise click.ClickException(f"nothing was written: {what}") from error
-
-
-def _write(out: str, pieces: Iterable[str]) -> int:
-    """Write a file that appears only when it is whole, and return its bytes. Raises OSError."""
-    if out == "-":
-        stdout = click.get_binary_stream("stdout")
-        written = sum(stdout.write(piece.encode()) for piece in pieces)
-        stdout.flush()
-        return written
-    path = Path(out)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            written = sum(file.write(piece.encode()) for piece in pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return written

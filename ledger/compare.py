@@ -31,13 +31,16 @@ DATABASE_ERRORS: tuple[type[Exception], ...] = (
 
 
 @asynccontextmanager
-async def connected(database_url: str) -> AsyncGenerator[Any, None]:
-    """A connection for reading. Raises what DATABASE_ERRORS names."""
+async def connected(database_url: str, *, read_only: bool = True) -> AsyncGenerator[Any, None]:
+    """A connection, for reading unless said otherwise. Raises what DATABASE_ERRORS names."""
     db = await _asyncpg.connect(
         database_url,
         timeout=_CONNECT_TIMEOUT_S,
         command_timeout=_COMMAND_TIMEOUT_S,
-        server_settings={"application_name": "shiver-ledger", "default_transaction_read_only": "on"},
+        server_settings={
+            "application_name": "shiver-ledger",
+            "default_transaction_read_only": "on" if read_only else "off",
+        },
     )
     try:
         yield db

@@ -1,11 +1,13 @@
-"""What the commands of `shrk ledger` share: settings, running, the bar, errors as one line."""
+"""What the commands of `shrk ledger` share: settings, running, the bar, errors as one line, files that appear whole."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Generator
+import re
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import click
@@ -15,6 +17,16 @@ from ledger.log import LedgerError
 from schemas.settings import Settings
 
 T = TypeVar("T")
+
+_REQUEST_ID = re.compile(r"(?:chatcmpl-)?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+
+
+def parse_request_id(text: str) -> str:
+    """The id in x-shiver-request-id, or in a completion's id (chatcmpl-...). Raises ValueError."""
+    match = _REQUEST_ID.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no request id")
+    return match[1]
 
 
 def settings_of(ctx: click.Context) -> Settings:
@@ -47,3 +59,46 @@ def bar(label: str) -> Generator[tuple[Callable[[int], None], Callable[[int], No
 
     with shown:
         yield started, shown.update
+
+
+def write_whole(out: str, pieces: Iterable[bytes]) -> int:
+    """Write a file that appears only when it is whole, - being stdout, and return its bytes. Raises OSError."""
+    if out == "-":
+        stdout = click.get_binary_stream("stdout")
+        written = sum(stdout.write(piece) for piece in pieces)
+        stdout.flush()
+        return written
+    path = Path(out)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            written = sum(file.write(piece) for piece in pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+@contextmanager
+def one_line_for_files() -> Generator[None]:
+    """What goes wrong with a file is one line and exit 1."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise click.ClickException(f"nothing was written: {what}") from error
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int]) -> None:
+    """Prints rows under a head, each column as wide as its widest cell; `right` are flush right."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    for row in [head, *rows]:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())

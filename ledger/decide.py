@@ -41,6 +41,7 @@ from schemas.events import (
     RequestEvent,
     RequestFailed,
     Segment,
+    Unreadable,
     UsageRecorded,
     WalletCredited,
 )
@@ -76,6 +77,7 @@ _WRONG_PAYER = Decision(Outcome.WRONG_PAYER)
 _UNKNOWN_REQUEST = Decision(Outcome.UNKNOWN_REQUEST)
 _NEEDS_APPROVAL = Decision(Outcome.NEEDS_APPROVAL)
 _FACT = Decision(Outcome.APPLIED)
+_UNREADABLE = Decision(Outcome.UNREADABLE)
 
 
 def decide(books: Books, event: Event, offset: int) -> Decision:
@@ -136,6 +138,8 @@ def _decide_other(
         return _adjust(books, event, offset)
     if isinstance(event, BalanceAsserted):
         return _assert(books, event)
+    if isinstance(event, Unreadable):
+        return _UNREADABLE
     return _FACT  # the books keep nothing of it
 
 

@@ -29,15 +29,41 @@ def digest(all_books: Iterable[Books]) -> str:
     The same for any batching, interleaving of partitions, number of processes, hash seed and locale. Ended requests
     are in it through the accounts that they moved; whether they are still remembered makes no difference.
     """
-    hasher = hashlib.sha256(b"shiver books 1\n")
+    fingerprint = Fingerprint()
     for books in sorted(all_books, key=lambda b: b.partition):
-        hasher.update(_line("partition", books.partition, books.next_offset, books.max_event_ms, books.rejected))
+        fingerprint.partition(books.partition, books.next_offset, books.max_event_ms, books.rejected)
         for (account, asset), row in sorted(books.accounts.items()):
-            hasher.update(_line("account", account, asset, row.balance_nano, row.entries))
+            fingerprint.account(account, asset, row.balance_nano, row.entries)
         for request_id, request in sorted(books.requests.items()):
             if request.status == OPEN:
-                hasher.update(_line("open", request_id, *_fields(request)))
-    return hasher.hexdigest()
+                fingerprint.open_request(request_id, request)
+    return fingerprint.hexdigest()
+
+
+class Fingerprint:
+    """`digest`, told piece by piece: partitions in order, each followed by its accounts, then its open requests.
+
+    Accounts come in the order of (account, asset), requests in that of their ids, both by code point.
+    """
+
+    def __init__(self) -> None:
+        self._hasher = hashlib.sha256(b"shiver books 1\n")
+
+    def partition(self, partition: int, next_offset: int, max_event_ms: int, rejected: int) -> None:
+        """Begins the books of the next partition."""
+        self._hasher.update(_line("partition", partition, next_offset, max_event_ms, rejected))
+
+    def account(self, account: str, asset: str, balance_nano: int, entries: int) -> None:
+        """The next account of the partition."""
+        self._hasher.update(_line("account", account, asset, balance_nano, entries))
+
+    def open_request(self, request_id: str, request: Request) -> None:
+        """The next open request of the partition."""
+        self._hasher.update(_line("open", request_id, *_fields(request)))
+
+    def hexdigest(self) -> str:
+        """The digest of all that was told."""
+        return self._hasher.hexdigest()
 
 
 def _fields(request: Request) -> list[object]:

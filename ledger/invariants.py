@@ -164,16 +164,21 @@ class Settlement:
         if last is not None and event.epoch <= last.epoch:
             return []
         self.last = event
-        expected = 1 if last is None else last.epoch + 1
-        wrong = list[str]()
-        if event.epoch != expected:
-            wrong.append(f"epoch {event.epoch} is closed where {expected} is next")
-        if partition >= len(event.cut) or event.cut[partition] > offset:
-            wrong.append(f"the cut of epoch {event.epoch} reaches past the event that closes it")
-        before = last.cut if last is not None else (0,) * len(event.cut)
-        if len(before) != len(event.cut) or any(new < old for old, new in zip(before, event.cut, strict=False)):
-            wrong.append(f"the cut of epoch {event.epoch} takes back what was in an epoch before it")
-        return wrong
+        return epoch_faults(last, event, partition, offset)
+
+
+def epoch_faults(last: EpochClosed | None, event: EpochClosed, partition: int, offset: int) -> list[str]:
+    """Why `event` at its place cannot end the epoch behind `last`; empty where it does."""
+    expected = 1 if last is None else last.epoch + 1
+    wrong = list[str]()
+    if event.epoch != expected:
+        wrong.append(f"epoch {event.epoch} is closed where {expected} is next")
+    if partition >= len(event.cut) or event.cut[partition] > offset:
+        wrong.append(f"the cut of epoch {event.epoch} reaches past the event that closes it")
+    before = last.cut if last is not None else (0,) * len(event.cut)
+    if len(before) != len(event.cut) or any(new < old for old, new in zip(before, event.cut, strict=False)):
+        wrong.append(f"the cut of epoch {event.epoch} takes back what was in an epoch before it")
+    return wrong
 
 
 def overdrawn(all_books: Iterable[Books]) -> list[tuple[str, str, int]]:

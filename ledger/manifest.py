@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, cast
 
 from schemas.topics import LEDGER
 
-FORMAT = "shiver ledger archive 1"
-#: Records of a closed range. Every archive of the same log with the same number has the same files.
-RANGE_RECORDS = 100_000
+FORMAT = "shiver ledger archive 2"
+_FORMAT_1 = "shiver ledger archive 1"
+#: Records of a closed range. Every archive of the same log with the same number has the same files. A power of two, so
+#: that a range is a perfect subtree of its partition's Merkle tree (ledger/merkle.py).
+RANGE_RECORDS = 1 << 17
 
 
 class ArchivedFile(NamedTuple):
@@ -39,6 +41,9 @@ class Manifest:
     """The files of an archive, per partition in order and without a hole. Only a partition's last may be a tail."""
 
     def __init__(self, partitions: int, range_records: int) -> None:
+        """Raises ValueError where `range_records` is no power of two."""
+        if range_records.bit_count() != 1:
+            raise ValueError(f"a range of {range_records} records is no power of two")
         self.partitions = partitions
         self.range_records = range_records
         self.files: dict[int, list[ArchivedFile]] = {partition: [] for partition in range(partitions)}
@@ -95,6 +100,8 @@ def load(data: bytes) -> Manifest:
     if not isinstance(body, dict):
         raise ValueError("it is no object")
     fields = cast("dict[str, Any]", body)
+    if fields.get("format") == _FORMAT_1:
+        raise ValueError("it is of format 1, whose files lack the columns: archive the log again, to a new folder")
     if fields.get("format") != FORMAT:
         raise ValueError(f"its format is not {FORMAT!r}")
     unsigned = {name: value for name, value in fields.items() if name != "sha256"}

@@ -16,6 +16,7 @@ For a credit:          duplicate | conflict | applied
 For an adjustment:     duplicate | conflict | needs_approval | applied
 For an assertion:      assertion_failed | applied
 For any other fact:    applied (it moves the running maximum of event times and changes nothing else)
+For no event at all:   unreadable, where an erratum lets the log be read on (ledger/errata.py)
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Outcome(StrEnum):
     UNKNOWN_REQUEST = "unknown_request"
     NEEDS_APPROVAL = "needs_approval"
     ASSERTION_FAILED = "assertion_failed"
+    UNREADABLE = "unreadable"
 
 
 MEANINGS: dict[Outcome, str] = {
@@ -57,4 +59,5 @@ MEANINGS: dict[Outcome, str] = {
     Outcome.UNKNOWN_REQUEST: "no such request was accepted",
     Outcome.NEEDS_APPROVAL: "an adjustment this large needs an approver other than its operator",
     Outcome.ASSERTION_FAILED: "the wallet does not have what was asserted",
+    Outcome.UNREADABLE: "it is no event; a signed erratum says so",
 }

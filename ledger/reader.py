@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, NamedTuple
 
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import (
     CLOSE_TIMEOUT_S,
     REQUEST_TIMEOUT_S,
@@ -18,6 +19,7 @@ from ledger.log import (
     kafka,
     why,
 )
+from schemas.events import Event, UnreadableEvent, parse
 from schemas.topics import LEDGER
 
 _FETCH_TIMEOUT_MS = 200
@@ -34,12 +36,44 @@ class Record(NamedTuple):
     value: bytes
 
 
+def event_of(record: Record, errata: Errata = NO_ERRATA) -> Event:
+    """The event in a record, `Unreadable` where it is none and an erratum says so.
+
+    Raises LedgerCorrupt, naming the place, where it is none, or has another key.
+    """
+    try:
+        return errata.event_of(*record)
+    except UnreadableEvent as error:
+        raise LedgerCorrupt(f"{place_of(record)}: {error}") from None
+
+
+def event_or_none(record: Record) -> Event | None:
+    """The event in a record; None where `event_of` refuses it."""
+    try:
+        event = parse(record.value)
+    except UnreadableEvent:
+        return None
+    return event if event.key.encode() == record.key else None
+
+
+def place_of(record: Record) -> str:
+    """Where a record stands, in words."""
+    return f"{LEDGER} partition {record.partition} offset {record.offset}"
+
+
 class LedgerReader:
     """Reads the log as it stands: `async with LedgerReader(...) as reader`, then `reader.read(starts, ends)`."""
 
     def __init__(
-        self, bootstrap: str, partitions: int, *, client_id: str, request_timeout_s: float = REQUEST_TIMEOUT_S
+        self,
+        bootstrap: str,
+        partitions: int,
+        *,
+        client_id: str,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+        errata: Errata = NO_ERRATA,
     ) -> None:
+        self.errata = errata
         self._bootstrap = bootstrap
         self._partitions = partitions
         self._client_id = client_id
@@ -98,11 +132,14 @@ class LedgerReader:
             raise LedgerUnavailable(why(self._bootstrap, error)) from error
         return {place.partition: offset for place, offset in answer.items()}
 
-    async def read(self, starts: Mapping[int, int], ends: Mapping[int, int]) -> AsyncGenerator[list[Record], None]:
+    async def read(
+        self, starts: Mapping[int, int], ends: Mapping[int, int], *, misplaced: bool = False
+    ) -> AsyncGenerator[list[Record], None]:
         """Every record from `starts` up to, not with, `ends`, as lists of one partition's records in order.
 
         Partitions that `ends` does not name are left out; those that `starts` does not name begin at 0. Raises
-        LedgerUnavailable after two request timeouts without a record, LedgerCorrupt at a gap or a misplaced key.
+        LedgerUnavailable after two request timeouts without a record, LedgerCorrupt at a gap or a misplaced key, unless
+        `misplaced` ones are asked for.
         """
         expected = {partition: starts.get(partition, 0) for partition in ends}
         expected = {partition: start for partition, start in expected.items() if start < ends[partition]}
@@ -123,7 +160,7 @@ class LedgerReader:
                 partition = place.partition
                 if partition not in expected:
                     continue
-                records = [self._checked(partition, raw) for raw in raws if raw.offset < ends[partition]]
+                records = [self._checked(partition, raw, misplaced) for raw in raws if raw.offset < ends[partition]]
                 if records:
                     _contiguous(records, expected[partition])
                     expected[partition] = records[-1].offset + 1
@@ -135,9 +172,10 @@ class LedgerReader:
             if time.monotonic() - last_s > 2 * self._timeout_s:
                 raise LedgerUnavailable(f"{LEDGER} gave no record for {2 * self._timeout_s:g} s; awaited {expected}")
 
-    def _checked(self, partition: int, raw: Any) -> Record:
+    def _checked(self, partition: int, raw: Any, misplaced: bool) -> Record:
         record = Record(partition, raw.offset, raw.key or b"", raw.value or b"")
-        check_place(record, self._partitions)
+        if not misplaced:
+            check_place(record, self._partitions, self.errata)
         return record
 
     async def _close(self) -> None:
@@ -148,12 +186,16 @@ class LedgerReader:
             _log.warning("a Kafka consumer did not close within %g s", CLOSE_TIMEOUT_S)
 
 
-def check_place(record: Record, partitions: int) -> None:
-    """Raises LedgerCorrupt for a key in another partition than its own: books are kept per partition."""
+def check_place(record: Record, partitions: int, errata: Errata = NO_ERRATA) -> None:
+    """Raises LedgerCorrupt for a key in another partition than its own: books are kept per partition.
+
+    An unreadable record that has an erratum may lie anywhere.
+    """
     belongs = cached_partition_of(record.key, partitions)
-    if belongs != record.partition:
+    if belongs != record.partition and not errata.covers(*record):
         raise LedgerCorrupt(
             f"{LEDGER} partition {record.partition} offset {record.offset}: its key belongs to partition {belongs}"
+            + errata.why_not(record.partition, record.offset)
         )
 
 

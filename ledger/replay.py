@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -12,17 +13,21 @@ from ledger.apply import step
 from ledger.books import Books
 from ledger.decide import Decision
 from ledger.digest import chain_link, digest, record_sha256
+from ledger.errata import NO_ERRATA, Errata
 from ledger.invariants import broken_by, broken_in
 from ledger.log import LedgerCorrupt
-from ledger.reader import LedgerReader, Record
-from schemas.events import Event, UnreadableEvent, parse
+from ledger.reader import LedgerReader, Record, event_of, event_or_none, place_of
+from schemas.events import Event
 from schemas.settings import Settings
 from schemas.topics import LEDGER
 
 if TYPE_CHECKING:
     from ledger.archive import Archive  # whoever has none is spared pyarrow
+    from ledger.vector.fold import Fold
 
 _FORGET_EVERY = 100_000
+#: Below so many records to come from Kafka, processes cost more than they bring.
+BULK_FROM = 100_000
 
 #: Is told each batch of one partition's records with what they came to.
 Listener = Callable[[list[tuple[Record, Event, Decision]]], Awaitable[None]]
@@ -33,7 +38,15 @@ AfterStep = Callable[[Books, Event, Decision], list[str]]
 class Replay:
     """The books of all partitions while the log is read. `broken` says what an invariant found, with its place."""
 
-    def __init__(self, partitions: int, *, remember: bool = False, after_step: AfterStep | None = None) -> None:
+    def __init__(
+        self,
+        partitions: int,
+        *,
+        remember: bool = False,
+        after_step: AfterStep | None = None,
+        errata: Errata = NO_ERRATA,
+    ) -> None:
+        self.errata = errata
         self.books = [Books(partition) for partition in range(partitions)]
         self.chains = [b""] * partitions
         self.last_sha256 = [b""] * partitions
@@ -43,9 +56,13 @@ class Replay:
         self._remember = remember
         self._after_step = after_step
         self._since_forgetting = 0
+        self._folds: dict[int, Fold] = {}
 
     def feed(self, records: list[Record]) -> list[tuple[Record, Event, Decision]]:
         """Fold records of one partition. Raises LedgerCorrupt at an event that cannot be read."""
+        fold = self._folds.get(records[0].partition) if records else None
+        if fold is not None:  # it has the ids that ended in bulk
+            fold.recall([event for event in map(event_or_none, records) if event is not None])
         out = [(record, *self._step(record)) for record in records]
         if records:
             last = records[-1]
@@ -59,23 +76,40 @@ class Replay:
 
     def _step(self, record: Record) -> tuple[Event, Decision]:
         partition, offset, key, value = record
-        try:
-            event = parse(value)
-        except UnreadableEvent as error:
-            raise LedgerCorrupt(f"{_place(record)}: {error}") from None
-        if event.key.encode() != key:
-            raise LedgerCorrupt(f"{_place(record)}: its key is not its event's")
+        event = event_of(record, self.errata)
         books = self.books[partition]
         decision = step(books, event, offset)
         wrong = broken_by(decision)
         if self._after_step is not None:
             wrong += self._after_step(books, event, decision)
         if wrong:
-            self.broken += [f"{_place(record)}: {what}" for what in wrong]
+            self.broken += [f"{place_of(record)}: {what}" for what in wrong]
         self.outcomes[decision.outcome.value] += 1
         self.events += 1
         self.chains[partition] = chain_link(self.chains[partition], partition, offset, key, value)
         return event, decision
+
+    def in_bulk(self) -> bool:
+        """Whether nobody needs single steps or every ended request, so that the fold over columns will do."""
+        return not self._remember and self._after_step is None
+
+    def fold(self, partition: int) -> Fold:
+        """The fold over columns that goes on where `partition` is."""
+        from ledger.vector.fold import Fold
+
+        return self._folds.get(partition) or Fold(self.books[partition])
+
+    def took(self, fold: Fold, chain: bytes, last_sha256: bytes) -> None:
+        """What a fold over columns has come to since it was given."""
+        partition = fold.books.partition
+        self.books[partition] = fold.books
+        self.chains[partition] = chain
+        self.last_sha256[partition] = last_sha256
+        outcomes, events, broken = fold.told()
+        self.outcomes.update(outcomes)
+        self.events += events
+        self.broken += broken
+        self._folds[partition] = fold
 
     def places(self) -> dict[int, int]:
         """The next offset of each partition."""
@@ -105,22 +139,39 @@ async def read_into(
     on_batch: Callable[[int], None],
     listener: Listener | None = None,
     archive: Archive | None = None,
+    *,
+    plain: bool = False,
 ) -> None:
     """Read the log from where `replay` is to `ends` (None: its end now): what `archive` has from there, then Kafka's.
 
+    Where nobody listens, a whole archive and a long log are folded over columns (ledger/bulk.py), which comes to the
+    same, unless `plain` says otherwise.
     `on_start` is told how many records there will be, `on_batch` how many more were read. Raises LedgerUnavailable,
     ArchiveUnavailable, or LedgerCorrupt where the log does not begin at 0 or in the archive, ends before `ends` or the
     archive, is another one than was archived, or cannot be read.
     """
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-replay") as reader:
+    bulk = not plain and listener is None and replay.in_bulk()
+    async with LedgerReader(
+        settings.kafka, settings.ledger_partitions, client_id="shiver-replay", errata=replay.errata
+    ) as reader:
         begins, found = await reader.beginnings(), await reader.ends()
         wanted = found if ends is None else ends
         held = {} if archive is None else archive.ends()
         _check_bounds(begins, found, wanted, {p: max(n, held.get(p, 0)) for p, n in replay.places().items()}, held)
         on_start(sum(max(0, end - replay.places().get(partition, 0)) for partition, end in wanted.items()))
         if archive is not None:
-            await read_archive(replay, archive, wanted, on_batch, listener)
+            archive.errata = replay.errata
+            if bulk and not replay.events and all(wanted.get(p, 0) >= end for p, end in held.items()):
+                from ledger.bulk import fold_archive
+
+                await asyncio.to_thread(fold_archive, replay, archive, on_batch)
+            else:
+                await read_archive(replay, archive, wanted, on_batch, listener)
             await _check_seam(replay, reader, begins)
+        if bulk and sum(max(0, end - replay.places().get(p, 0)) for p, end in wanted.items()) >= BULK_FROM:
+            from ledger.bulk import fold_kafka
+
+            await fold_kafka(replay, settings, wanted, on_batch)
         with _young_garbage_only() as tidy:
             async for records in reader.read(replay.places(), wanted):
                 told = replay.feed(records)
@@ -141,6 +192,7 @@ async def read_archive(
 
     Raises ArchiveUnavailable, and LedgerCorrupt as `read_into` does.
     """
+    archive.errata = replay.errata
     with _young_garbage_only() as tidy:
         for file, records in archive.read(replay.places(), ends):
             told = replay.feed(records)
@@ -201,7 +253,3 @@ async def _check_seam(replay: Replay, reader: LedgerReader, begins: Mapping[int,
                     f"{LEDGER} partition {partition} offset {last} is not the record in the archive: the log was made "
                     "anew or changed"
                 )
-
-
-def _place(record: Record) -> str:
-    return f"{LEDGER} partition {record.partition} offset {record.offset}"

@@ -13,14 +13,15 @@ from enum import Enum
 from typing import NamedTuple
 
 from ledger.money import NANO, cost_nano
-from schemas.events import AdjustmentPosted, Asset, How, ModelPrice, UsageRecorded
+from schemas.events import AdjustmentPosted, Asset, How, ModelPrice, SandboxFunded, UsageRecorded
 
 RULES_VERSION = 1
 
 SANDBOX = "platform:sandbox"
 LOSSES = "platform:losses"
 
-#: Corrections up to this, either way, need one person; above it two. It belongs to version 1 of `adjustment.posted`:
+#: Corrections up to this, either way, need one person; above it two; so do budgets of the sandbox. It belongs to
+#: version 1 of `adjustment.posted` and `sandbox.funded`:
 #: another limit comes with another version of the event, so that what stands in the log comes to the same for ever.
 APPROVAL_ABOVE_NANO: dict[Asset, int] = {"SHIVER": 10_000 * NANO, "USDC": 1_000 * NANO}
 
@@ -81,8 +82,8 @@ def billing_table(rules_version: int) -> list[Row]:
     return [Row(how.value, PAYERS[table[how]], ENDINGS[how]) for how in How]
 
 
-def approved(event: AdjustmentPosted) -> bool:
-    """Whether enough people stand behind a correction of this size."""
+def approved(event: AdjustmentPosted | SandboxFunded) -> bool:
+    """Whether enough people stand behind a correction, or a budget, of this size."""
     if abs(event.amount_nano) <= APPROVAL_ABOVE_NANO[event.asset]:
         return True
     return event.approver is not None and event.approver != event.operator

@@ -16,7 +16,7 @@ from typing import cast
 import orjson
 
 from ledger.books import Posting
-from ledger.exports.transactions import Transaction, sort_key
+from ledger.exports.transactions import SortKey, Transaction, by_day
 
 RUN_TRANSACTIONS = 50_000
 CHUNK_BYTES = 32 * 1024
@@ -25,8 +25,9 @@ CHUNK_BYTES = 32 * 1024
 class Spool:
     """`add` in any order, then `ordered` once. Raises OSError where the disk is full. Close it."""
 
-    def __init__(self, run_transactions: int = RUN_TRANSACTIONS) -> None:
+    def __init__(self, run_transactions: int = RUN_TRANSACTIONS, key: SortKey = by_day) -> None:
         self._run_max = run_transactions
+        self._key = key
         self._run: list[Transaction] = []
         self._spans: list[tuple[int, int]] = []
         self._file = tempfile.TemporaryFile(prefix="shrk-export-")  # noqa: SIM115 - closed by __exit__
@@ -44,13 +45,13 @@ class Spool:
             self._write_run()
 
     def ordered(self) -> Iterator[Transaction]:
-        """All, in the order of `sort_key`."""
-        self._run.sort(key=sort_key)
+        """All, in the order of the key."""
+        self._run.sort(key=self._key)
         self._file.flush()
-        return heapq.merge(*(self._read_run(*span) for span in self._spans), self._run, key=sort_key)
+        return heapq.merge(*(self._read_run(*span) for span in self._spans), self._run, key=self._key)
 
     def _write_run(self) -> None:
-        self._run.sort(key=sort_key)
+        self._run.sort(key=self._key)
         begin = self._file.tell()
         for transaction in self._run:
             self._file.write(orjson.dumps(transaction, default=tuple) + b"\n")
@@ -70,7 +71,7 @@ class Spool:
 
 
 def _transaction(line: bytes) -> Transaction:
-    at_ms, partition, offset, event, tags, postings = orjson.loads(line)
+    at_ms, partition, offset, event, tags, postings, epoch = orjson.loads(line)
     return Transaction(
         at_ms,
         partition,
@@ -78,4 +79,5 @@ def _transaction(line: bytes) -> Transaction:
         event,
         tuple((tag, value) for tag, value in cast("list[tuple[str, str]]", tags)),
         tuple(Posting(*posting) for posting in cast("list[tuple[str, str, int]]", postings)),
+        epoch,
     )

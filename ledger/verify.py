@@ -1,10 +1,12 @@
 """Walks the log, or its archive and the log's tail, and names the first record or row that is not as it must be.
 
-the records     readable, in their partition, without a gap (reader.py); the archive's files (archive.py)
+the records     readable, in their partition, without a gap (reader.py); the archive's files, and that their columns are
+                what the records say (archive.py)
 the books       every invariant at every prefix, or behind every batch
 the hash chain  at the end of each archived file, and against derived.offsets
 PostgreSQL      entries, rejections, accounts, requests, credits, offsets, row by row, in one snapshot (compare.py)
 the two copies  with `both`: each archived record against the log's own
+epochs          each `epoch.closed` against the log at its cut, and the rows of epochs (verify_epochs.py)
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from ledger.archive import Archive
 from ledger.books import Books
 from ledger.compare import Comparison, Difference, connected
 from ledger.decide import Decision
+from ledger.epoch_log import EpochPlace, archived_epochs, places_of_epochs
+from ledger.errata import NO_ERRATA, Errata
 from ledger.invariants import Running
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record
 from ledger.replay import Listener, Replay, read_archive, read_into
+from ledger.verify_epochs import EpochCheck
 from schemas.events import Event
 from schemas.settings import Settings
 from schemas.topics import LEDGER
@@ -37,15 +42,18 @@ class Report(NamedTuple):
     rows: int
     places: dict[int, tuple[int, str]]  # next offset and chain head of each partition
     digest: str
+    epochs: int
 
 
 class _Walk:
     """One walk through the log, and what it found so far."""
 
-    def __init__(self, partitions: int, every_batch: bool) -> None:
+    def __init__(self, partitions: int, every_batch: bool, epochs: list[EpochPlace], errata: Errata) -> None:
         self._running = [Running() for _ in range(partitions)]
         self._every_batch = every_batch
-        self.replay = Replay(partitions, remember=True, after_step=None if every_batch else self._after_step)
+        after_step = None if every_batch else self._after_step
+        self.replay = Replay(partitions, remember=True, after_step=after_step, errata=errata)
+        self.epochs = EpochCheck(self.replay, epochs)
         self.bad: list[str] = []
         self._stopped = False
 
@@ -67,6 +75,7 @@ class _Walk:
                 self.replay.broken += [f"{_place(last.partition, last.offset)} or shortly before: {w}" for w in wrong]
             if comparison is not None:
                 await comparison.batch(told)
+            await self.epochs.listen(told)
 
         return listen
 
@@ -88,21 +97,39 @@ class _Walk:
         known = len(self.replay.broken)
         digest = self.replay.finish()
         self.bad += self.replay.broken[known:]
+        self.bad += self.epochs.bad
         places = {p: (n, self.replay.chains[p].hex()) for p, n in self.replay.places().items()}
-        return Report(self.bad, self.replay.events, rows, places, digest)
+        return Report(self.bad, self.replay.events, rows, places, digest, self.epochs.done)
 
 
-async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, every_batch: bool, both: bool) -> Report:
+async def verify_log(
+    settings: Settings,
+    archive: Archive | None,
+    bar: Bar,
+    *,
+    every_batch: bool,
+    both: bool,
+    errata: Errata = NO_ERRATA,
+) -> Report:
     """Verify everything that there is. Raises LedgerUnavailable, ArchiveUnavailable and what DATABASE_ERRORS names."""
-    walk = _Walk(settings.ledger_partitions, every_batch)
+    if archive is not None:
+        archive.check_columns = True
     async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
         read_to = {p: end for p, end in (await comparison.ends()).items() if p < settings.ledger_partitions}
         there = await _log_ends(settings)
+        # After the snapshot: what has a row in it stands in the log by now.
+        epochs = await places_of_epochs(settings, archive, damaged=True, errata=errata)
+        walk = _Walk(settings.ledger_partitions, every_batch, epochs, errata)
         ends = {partition: min(end, there.get(partition, 0)) for partition, end in read_to.items()}
         with bar("Comparing with PostgreSQL") as (started, more):
             listener = walk.listener(comparison)
-            stop = await walk.stopped_by(read_into(walk.replay, settings, ends, started, more, listener, archive))
+            started(sum(ends.values()))
+
+            async def read(to: Mapping[int, int]) -> None:
+                await read_into(walk.replay, settings, to, _nothing, more, listener, archive)
+
+            stop = await walk.stopped_by(walk.epochs.walk(read, ends, db))
         walk.bad += walk.replay.broken
         walk.bad += _in_words(comparison.differences)
         walk.bad += [] if stop is None else [str(stop)]
@@ -116,30 +143,57 @@ async def verify_log(settings: Settings, archive: Archive | None, bar: Bar, *, e
             known = len(comparison.differences)
             await comparison.books(walk.replay)
             walk.bad += _in_words(comparison.differences[known:])
+            await walk.epochs.strays(db)
     if stop is None:
         known = len(walk.replay.broken)
         with bar("Reading on to the log's end") as (started, more):
-            on = read_into(walk.replay, settings, None, started, more, walk.listener(None), archive)
-            stop = await walk.stopped_by(on)
+            stop = await walk.stopped_by(_read_on(walk, settings, started, more, archive))
         walk.bad += walk.replay.broken[known:]
         walk.bad += [] if stop is None else [str(stop)]
     if archive is not None and both:
         with bar("Comparing the archive with the log") as (started, more):
             # First, because it knows the record where the others know a range.
-            walk.bad[:0] = await _other_copies(settings, archive, started, more)
+            walk.bad[:0] = await _other_copies(settings, archive, started, more, errata)
     return walk.report(comparison.rows)
 
 
-async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool) -> Report:
+async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool, errata: Errata = NO_ERRATA) -> Report:
     """Verify an archive alone: no Kafka, no PostgreSQL. Raises ArchiveUnavailable."""
-    walk = _Walk(archive.manifest.partitions, every_batch)
+    archive.check_columns = True
+    archive.errata = errata
+    walk = _Walk(archive.manifest.partitions, every_batch, archived_epochs(archive), errata)
     with bar("Verifying the archive") as (started, more):
         ends = archive.ends()
         started(sum(ends.values()))
-        stop = await walk.stopped_by(read_archive(walk.replay, archive, ends, more, walk.listener(None)))
+
+        async def read(to: Mapping[int, int]) -> None:
+            await read_archive(walk.replay, archive, to, more, walk.listener(None))
+
+        stop = await walk.stopped_by(walk.epochs.walk(read, ends))
     walk.bad += walk.replay.broken
     walk.bad += [] if stop is None else [str(stop)]
     return walk.report(0)
+
+
+async def _read_on(
+    walk: _Walk,
+    settings: Settings,
+    on_start: Callable[[int], None],
+    on_batch: Callable[[int], None],
+    archive: Archive | None,
+) -> None:
+    """From where the walk is to the log's end of now."""
+    ends = await _log_ends(settings)
+    on_start(sum(end - walk.replay.places()[partition] for partition, end in ends.items()))
+
+    async def read(to: Mapping[int, int]) -> None:
+        await read_into(walk.replay, settings, to, _nothing, on_batch, walk.listener(None), archive)
+
+    await walk.epochs.walk(read, ends)
+
+
+def _nothing(_: int) -> None:
+    """The bar knows already."""
 
 
 async def _log_ends(settings: Settings) -> dict[int, int]:
@@ -162,11 +216,17 @@ async def _chains(db: Any, replay: Replay) -> list[str]:
 
 
 async def _other_copies(
-    settings: Settings, archive: Archive, on_start: Callable[[int], None], on_batch: Callable[[int], None]
+    settings: Settings,
+    archive: Archive,
+    on_start: Callable[[int], None],
+    on_batch: Callable[[int], None],
+    errata: Errata,
 ) -> list[str]:
     """The first record of each partition that stands otherwise in the archive than in the log."""
     bad = list[str]()
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-verify") as reader:
+    async with LedgerReader(
+        settings.kafka, settings.ledger_partitions, client_id="shiver-verify", errata=errata
+    ) as reader:
         begins, ends = await reader.beginnings(), await reader.ends()
         spans = {p: (begins[p], min(end, ends[p])) for p, end in archive.ends().items()}
         on_start(sum(max(0, end - begin) for begin, end in spans.values()))

@@ -73,6 +73,18 @@ class SecondFact(AnyFact):
     at_ms: TimeMs
 
 
+class Unreadable(AnyFact):
+    """What stands for a record that is no event and has an erratum (schemas/errata.py). It is never in the log."""
+
+    type: Literal["unreadable"] = "unreadable"
+    at_ms: Literal[0] = 0
+
+    @property
+    def key(self) -> str:
+        """None: nobody knows what it was about."""
+        return ""
+
+
 class ModelPrice(BaseModel):
     """What a model costs, in nano units per token. An image token costs `image_factor` prompt tokens."""
 

@@ -36,6 +36,7 @@ from schemas.event_base import (
     WalletEvent,
 )
 from schemas.event_base import TimeMs as TimeMs
+from schemas.event_base import Unreadable as Unreadable
 from schemas.facts import (
     BurnSettled,
     EpochClosed,
@@ -192,7 +193,7 @@ class KeyRevoked(WalletEvent):
     operator: Name
 
 
-Event = Annotated[
+Written = Annotated[
     WalletCredited
     | RequestAccepted
     | RequestAdopted
@@ -218,7 +219,9 @@ Event = Annotated[
     | BurnSettled,
     Field(discriminator="type"),
 ]
-_EVENT: TypeAdapter[Event] = TypeAdapter(Event)
+#: What readers get of a record. All but `Unreadable` can be written.
+Event = Written | Unreadable
+_EVENT: TypeAdapter[Written] = TypeAdapter(Written)
 
 
 class UnreadableEvent(ValueError):
@@ -257,4 +260,6 @@ def request_id_of(event: Event) -> str | None:
 
 def dump(event: Event) -> bytes:
     """The canonical bytes to append: compact JSON in field order. What is hashed later is what stands in the log."""
+    if isinstance(event, Unreadable):
+        raise TypeError("what could not be read cannot be written")
     return _EVENT.dump_json(event)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from schemas.errata import ErrataError, trusted_keys
 from schemas.topics import LEDGER_PARTITIONS_DEV
 
 
 class Settings(NamedTuple):
-    """Where the shared parts are: `SHRK_KAFKA`, `SHRK_DATABASE_URL`, `SHRK_LEDGER_PARTITIONS`."""
+    """Where the shared parts are: `SHRK_KAFKA`, `SHRK_DATABASE_URL`, `SHRK_LEDGER_PARTITIONS`; and `SHRK_ERRATA_KEYS`,
+    the public keys whose errata count (schemas/errata.py), separated by commas."""
 
     kafka: str
     database_url: str
     ledger_partitions: int
+    errata_keys: frozenset[str] = frozenset()
 
     @staticmethod
     def from_environment(environ: dict[str, str] | None = None) -> Settings:
@@ -25,4 +28,8 @@ class Settings(NamedTuple):
         partitions = env.get("SHRK_LEDGER_PARTITIONS", str(LEDGER_PARTITIONS_DEV))
         if not partitions.isdigit() or not 1 <= int(partitions) <= 1024:
             raise SystemExit(f"SHRK_LEDGER_PARTITIONS must be 1 to 1024, not {partitions!r}")
-        return Settings(env["SHRK_KAFKA"], env["SHRK_DATABASE_URL"], int(partitions))
+        try:
+            keys = trusted_keys(env.get("SHRK_ERRATA_KEYS", ""))
+        except ErrataError as error:
+            raise SystemExit(str(error)) from None
+        return Settings(env["SHRK_KAFKA"], env["SHRK_DATABASE_URL"], int(partitions), keys)

@@ -3,6 +3,7 @@
     agent       bundles of records -> Pipeline -> Projection.apply -> PostgreSQL, one transaction for each slice
     readiness   after a restart of the database, admission waits until the books have caught up (C7)
     expiry      closes the requests of ingresses that died, and removes their reply topics
+    epochs      reads closed epochs back from the log, and closes the next one when it is due
 
 Any error that is not known to pass ends the process: the supervisor starts it again, and it goes on from PostgreSQL.
 """
@@ -21,10 +22,13 @@ from typing import Any
 import asyncpg
 import faust
 
+from ledger.errata import Errata
+from ledger.errata_store import stored
 from schemas import topics
 from schemas.settings import Settings
-from streams import expiry, readiness
+from streams import epoch_schedule, expiry, readiness
 from streams.bundles import transport_of
+from streams.epoch_schedule import EpochSettings
 from streams.pipeline import AT_ONCE, SLICE_MAX, Pipeline
 from streams.projection import Projection
 from streams.starts import start_offsets
@@ -62,8 +66,9 @@ async def open_pool(database_url: str) -> asyncpg.Pool:
 class Streams:
     """Wires the process. `app` is the Faust application to run."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, epochs: EpochSettings) -> None:
         self._settings = settings
+        self._epoch_settings = epochs
         self._pool: asyncpg.Pool | None = None
         self._cause: BaseException | None = None
         self.app = faust.App(
@@ -95,6 +100,7 @@ class Streams:
         self.app.agent(ledger, concurrency=1, name="projection")(self._project)
         self.app.task(self._ready)
         self.app.task(self._expire)
+        self.app.task(self._epochs)
         self.app.task(self._tidy)
 
     async def pool(self) -> asyncpg.Pool:
@@ -133,7 +139,7 @@ class Streams:
             await asyncio.Event().wait()
         pipeline: Pipeline | None = None
         try:
-            projection = Projection(await self.pool(), self._settings.ledger_partitions)
+            projection = await self._projection()
             pipeline = Pipeline(projection.apply, self.die)
             async for event in stream.noack().events():
                 await pipeline.put(event.message.partition, event.value, event.ack)
@@ -144,11 +150,21 @@ class Streams:
             if pipeline is not None:
                 pipeline.close()
 
+    async def _projection(self) -> Projection:
+        """With the errata of now: a process that a record has stopped finds those that were added since."""
+        pool, trusted = await self.pool(), self._settings.errata_keys
+        async with pool.acquire() as db:
+            errata = Errata(await stored(db) if trusted else (), trusted)
+        return Projection(pool, self._settings.ledger_partitions, errata=errata)
+
     async def _ready(self) -> None:
         await self._forever(readiness.watch(await self.pool(), self._settings))
 
     async def _expire(self) -> None:
         await self._forever(expiry.watch(self._settings))
+
+    async def _epochs(self) -> None:
+        await self._forever(epoch_schedule.watch(self._settings, self._epoch_settings))
 
     async def _tidy(self) -> None:
         """In place of Python's own timing: slices are many objects and no cycles, and to walk them again and again

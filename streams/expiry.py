@@ -164,6 +164,7 @@ class Expiry:
                 how=How.OWNER_DIED,
                 model=row["model"],
                 prompt_tokens=tally.prompt_tokens or 0,
+                image_tokens=tally.image_tokens,
                 segments=(
                     Segment(
                         node=row["node_id"],
@@ -198,7 +199,7 @@ class Expiry:
         """Ask the node to stop. What it makes nevertheless is not counted any more, so nothing waits for this."""
         if row["provider_id"] is None:
             return
-        letter = jobs.Cancel(request_id=str(row["request_id"]), attempt=1)
+        letter = jobs.Cancel(request_id=str(row["request_id"]), attempt=row["attempt"])
         mailbox = topics.mailbox(row["node_id"])
         try:
             async with asyncio.timeout(CANCEL_TIMEOUT_S):
@@ -214,7 +215,7 @@ class Expiry:
         """What the lane holds of the request, from its first offset to its end now; None where there is no lane."""
         if not row["lane"]:
             return None
-        tally = replies.Tally(str(row["request_id"]), 1)
+        tally = replies.Tally(str(row["request_id"]), row["attempt"])
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._settings.kafka, enable_auto_commit=False, auto_offset_reset="earliest"
         )

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from ledger.books import Books, Credit
+from ledger.errata import NO_ERRATA, Errata
 from ledger.log import cached_partition_of
 from ledger.rows import adjustment_of_row, prices_of, request_of_row
 from schemas import topics
@@ -42,7 +43,8 @@ class Projection:
     admissions alone: a hold goes when the live books have its charge, and not before.
     """
 
-    def __init__(self, pool: asyncpg.Pool, partitions: int, schema: str = DERIVED) -> None:
+    def __init__(self, pool: asyncpg.Pool, partitions: int, schema: str = DERIVED, errata: Errata = NO_ERRATA) -> None:
+        self._errata = errata
         self._pool = pool
         self._partitions = partitions
         self._schema = schema
@@ -86,15 +88,18 @@ class Projection:
                 raise ProjectionStopped(
                     f"{topics.LEDGER} partition {partition}: a gap, expected offset {expected}, got {record.offset}"
                 )
-            if cached_partition_of(record.key or b"", self._partitions) != partition:
+            if cached_partition_of(record.key or b"", self._partitions) != partition and not self._errata.covers(
+                partition, record.offset, record.key or b"", record.value or b""
+            ):
                 raise ProjectionStopped(
                     f"{topics.LEDGER} partition {partition} offset {record.offset}: its key belongs elsewhere"
+                    + self._errata.why_not(partition, record.offset)
                 )
         return fresh
 
     async def _write(self, db: Any, partition: int, records: Sequence[Any], place: asyncpg.Record) -> float | None:
         """Everything but the commit. Returns when it began to hold wallets, on the monotonic clock, if it does."""
-        part = Slice(partition, records, place["chain"])
+        part = Slice(partition, records, place["chain"], self._errata)
         books = Books(partition, next_offset=place["next"], max_event_ms=place["max_event_ms"])
         for span in part.spans():
             part.read(span)

@@ -14,6 +14,7 @@ import orjson
 from ledger.apply import step
 from ledger.books import Adjustment, Books, Credit, Request, wallet_account
 from ledger.digest import chain_link, record_sha256
+from ledger.errata import NO_ERRATA, Errata
 from ledger.outcomes import Outcome
 from schemas import topics
 from schemas.events import (
@@ -23,7 +24,6 @@ from schemas.events import (
     RequestEvent,
     UnreadableEvent,
     WalletCredited,
-    parse,
 )
 
 #: Records in a span: some 5 ms of work.
@@ -40,7 +40,8 @@ class Slice:
     `read` every span, give the books what `request_ids` and the others name, then `fold` every span.
     """
 
-    def __init__(self, partition: int, records: Sequence[Any], chain: bytes) -> None:
+    def __init__(self, partition: int, records: Sequence[Any], chain: bytes, errata: Errata = NO_ERRATA) -> None:
+        self._errata = errata
         self.partition = partition
         self.records = records
         self.chain = chain  # head of the hash chain before the first record that is not read yet
@@ -65,7 +66,7 @@ class Slice:
         """Parse these records, note what the fold will ask the books for, hash them. Raises ProjectionStopped."""
         partition, chain = self.partition, self.chain
         for record in self.records[span.start : span.stop]:
-            event = parsed(partition, record)
+            event = parsed(partition, record, self._errata)
             chain = chain_link(chain, partition, record.offset, record.key or b"", record.value or b"")
             request_id = None
             if isinstance(event, RequestEvent):
@@ -107,17 +108,15 @@ class Slice:
         return sha256_of(self.partition, self.records[-1])
 
 
-def parsed(partition: int, record: Any) -> Event:
-    """The event of one record. Raises ProjectionStopped where there is none, or it stands under another key."""
+def parsed(partition: int, record: Any, errata: Errata = NO_ERRATA) -> Event:
+    """The event of one record, `Unreadable` where an erratum lets it pass.
+
+    Raises ProjectionStopped where there is none, or it stands under another key.
+    """
     try:
-        event = parse(record.value or b"")
+        return errata.event_of(partition, record.offset, record.key or b"", record.value or b"")
     except UnreadableEvent as error:
         raise ProjectionStopped(f"{topics.LEDGER} partition {partition} offset {record.offset}: {error}") from None
-    if event.key.encode() != record.key:
-        raise ProjectionStopped(
-            f"{topics.LEDGER} partition {partition} offset {record.offset}: its key is not its wallet"
-        )
-    return event
 
 
 def sha256_of(partition: int, record: Any) -> bytes:

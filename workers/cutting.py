@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 from workers.chat.stops import StopMatcher
 
+T = TypeVar("T")
 
-class Cutter:
-    """Passes ids and text on, and holds back what may be cut.
+
+class Cutter(Generic[T]):
+    """Passes ids (or what stands for them) and text on, and holds back what may be cut.
 
     Args:
         stops: the stop strings; with none everything passes at once.
@@ -22,7 +25,7 @@ class Cutter:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._matcher = StopMatcher(stops) if any(stops) else None
-        self._held: deque[tuple[int, tuple[int, ...]]] = deque()  # where its text begins, ids
+        self._held: deque[tuple[int, tuple[T, ...]]] = deque()  # where its text begins, ids
         self._fed_chars = 0
         self._sent_chars = 0
 
@@ -31,7 +34,7 @@ class Cutter:
         """A stop string is complete: nothing more will pass."""
         return self._matcher is not None and self._matcher.matched is not None
 
-    def feed(self, ids: tuple[int, ...], text: str) -> tuple[tuple[int, ...], str]:
+    def feed(self, ids: tuple[T, ...], text: str) -> tuple[tuple[T, ...], str]:
         """The ids and the text that may go out now."""
         if self._matcher is None:
             return ids, text
@@ -42,14 +45,14 @@ class Cutter:
         self._fed_chars += len(text)
         passed = self._matcher.feed(text)
         self._sent_chars += len(passed)
-        out: list[int] = []
+        out: list[T] = []
         while self._held and self._held[0][0] < self._sent_chars:
             out.extend(self._held.popleft()[1])
         if self.matched:
             self._held.clear()
         return tuple(out), passed
 
-    def finish(self) -> tuple[tuple[int, ...], str]:
+    def finish(self) -> tuple[tuple[T, ...], str]:
         """What was held back, once the engine has no more."""
         if self._matcher is None or self.matched:
             return (), ""

@@ -21,6 +21,8 @@ SLACK_SHARE = 0.125
 #: A record takes no more than this, whatever the window.
 RECORD_IDS_MAX = 1024
 RECORD_CHARS_MAX = 65_536
+#: With the alternatives of each id a record would outgrow a batch.
+RECORD_LOGPROBS_MAX = 64
 
 
 def window_s(live_streams: int, latency_s: float) -> float:

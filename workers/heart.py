@@ -37,7 +37,7 @@ class Heart:
         bootstrap: str,
         node_id: str,
         describe: Callable[[], NodeHeartbeat],
-        edge: Callable[[], tuple[bool, bool]],
+        edge: Callable[[], tuple[object, ...]],
         on_broker: Callable[[bool], None],
     ) -> None:
         self._bootstrap = bootstrap
@@ -48,7 +48,7 @@ class Heart:
         self._producer: Any = None
         self._pending: asyncio.Future[Any] | None = None
         self._nudge = asyncio.Event()
-        self._told: tuple[bool, bool] | None = None
+        self._told: tuple[object, ...] | None = None
         self._answered = True
 
     def changed(self) -> None:

@@ -13,27 +13,28 @@ import logging
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
 
 from schemas.jobs import Cancel, Job, Letter
 from schemas.replies import ALIVE_INTERVAL_S
 from schemas.topics import lane_boot_id
-from workers.attempt import Attempt
+from workers.attempt import Attempt, RejectCode
+from workers.chat.schema_values import BadSchema
 from workers.chat.template import ChatTemplateError
 from workers.clocks import SkewMeter, due_at_s
 from workers.engines.base import (
     EngineBusy,
     EngineCrashed,
     EngineError,
-    Generation,
     GenerationInvalid,
+    ImageInvalid,
+    NotSupported,
     PromptTooLong,
-    Sampling,
 )
 from workers.gather import Gatherer
 from workers.ingresses import Ingresses
 from workers.outbox import Lane, Outbox
-from workers.served import BadMessages, Served
+from workers.served import BadImage, BadMessages, Served, Unsupported
+from workers.serving import Serving
 from workers.slots import Busy
 
 log = logging.getLogger(__name__)
@@ -46,10 +47,16 @@ ATTEMPTS_MAX = 8192
 #: How often silence, deadlines, stalls and owners are looked at.
 TICK_S = 0.1
 RELOADS_MAX = 3
+#: How much the last job counts in the measured time to the first token.
+_RECENT = 0.2
 #: How long engines may take to let go of attempts whose last record is written.
 LET_GO_S_MAX = 1.0
 
 _Key = tuple[str, int]
+
+
+#: What nobody can run as it is.
+_REJECTED = (GenerationInvalid, BadMessages, BadImage, Unsupported, BadSchema, ChatTemplateError)
 
 
 class EngineGone(Exception):
@@ -77,6 +84,7 @@ class Runner:
     ) -> None:
         loop = asyncio.get_running_loop()
         self._models = models
+        self._engines = list({id(served): served for served in models.values()}.values())
         self._outbox = outbox
         self._ingresses = ingresses
         self._skew = skew
@@ -91,22 +99,27 @@ class Runner:
         self._count = 0
         self._broken: asyncio.Future[None] = loop.create_future()
         self._reloads: set[asyncio.Task[None]] = set()
+        #: From a job's arrival to its first text or vector, recent ones counting most; None before any.
+        self.first_token_ms: float | None = None
         self.draining = False
 
     @property
     def slots(self) -> int:
-        """Generations that may run at once, engines that are being reloaded left out."""
-        return sum(served.slots.total for served in self._models.values() if not served.reloading)
+        """Jobs that may run at once, whatever their models: as many as every engine that runs has places."""
+        return min((served.slots.total for served in self._engines if not served.reloading), default=0)
 
     @property
     def busy(self) -> int:
         """Places that are taken."""
-        return sum(served.slots.busy for served in self._models.values() if not served.reloading)
+        return sum(served.slots.busy for served in self._engines if not served.reloading)
 
     @property
     def busy_by_owner(self) -> dict[str, int]:
-        """Attempts that run or wait for a place, by the ingress that sent them."""
-        return Counter(attempt.job.owner for attempt, _, _ in self._running.values())
+        """Places that attempts take or wait for, by the ingress that sent them."""
+        places: Counter[str] = Counter()
+        for attempt, _, _ in self._running.values():
+            places[attempt.job.owner] += attempt.places
+        return places
 
     @property
     def running(self) -> int:
@@ -161,7 +174,7 @@ class Runner:
         elif served.reloading or len(self._running) >= ATTEMPTS_MAX:
             attempt.fail("busy")
         else:
-            task = asyncio.create_task(self._run(attempt, served))
+            task = asyncio.create_task(self._run(attempt, served, lane))
             self._running[key] = (attempt, lane, task)
             task.add_done_callback(lambda _: self._ended(key, attempt))
             return
@@ -169,6 +182,10 @@ class Runner:
 
     def _ended(self, key: _Key, attempt: Attempt) -> None:
         del self._running[key]
+        if attempt.first_token_at_s is not None:
+            took_ms = (attempt.first_token_at_s - attempt.started_at_s) * 1000
+            before_ms = took_ms if self.first_token_ms is None else self.first_token_ms
+            self.first_token_ms = before_ms + _RECENT * (took_ms - before_ms)
         _log_end(attempt, self._now())
 
     def _in_time(self, attempt: Attempt) -> bool:
@@ -192,7 +209,7 @@ class Runner:
             how(found[0])
             found[2].cancel()
 
-    async def _run(self, attempt: Attempt, served: Served) -> None:
+    async def _run(self, attempt: Attempt, served: Served, lane: Lane) -> None:
         try:
             await served.slots.take()
         except Busy:
@@ -201,18 +218,14 @@ class Runner:
         self._on_load()
         try:
             if self._in_time(attempt):
-                await self._serve(attempt, served)
+                await Serving(attempt, served, lane, self._count_generating).run()
         except asyncio.CancelledError:
             attempt.fail("draining")  # unless whoever cancelled wrote a last record before
             raise
         except EngineBusy:
             attempt.fail("busy")
-        except PromptTooLong as error:
-            attempt.reject("context_too_long", str(error))
-        except (GenerationInvalid, BadMessages) as error:
-            attempt.reject("bad_job", str(error) if isinstance(error, BadMessages) else type(error).__name__)
-        except ChatTemplateError:
-            attempt.reject("bad_template", "the model's chat template cannot render these messages")
+        except _REJECTED as error:
+            attempt.reject(*_rejection_of(error))
         except EngineError as error:
             attempt.fail("engine_error", type(error).__name__)
             if isinstance(error, EngineCrashed):
@@ -226,36 +239,8 @@ class Runner:
             served.slots.give()
             self._on_load()
 
-    async def _serve(self, attempt: Attempt, served: Served) -> None:
-        job = attempt.job
-        prompt = await served.prompt(job.messages)
-        room = served.context_tokens - len(prompt) - len(job.prefix_ids)
-        if len(prompt) + 1 > served.context_tokens:
-            raise PromptTooLong(len(prompt), served.context_tokens - 1)
-        attempt.claim(len(prompt))
-        budget = max(0, min(job.max_tokens, room))
-        if budget == 0:
-            attempt.finish("length")
-            return
-        generation = Generation(
-            prompt_ids=prompt,
-            prefix_ids=job.prefix_ids,
-            max_tokens=budget,
-            sampling=Sampling(**job.sampling.model_dump()),
-        )
-        self._generating += 1
-        try:
-            async with aclosing(served.engine.generate(generation)) as pieces:
-                async for piece in pieces:
-                    if attempt.feed(piece.ids, piece.text):
-                        attempt.finish("stop")
-                        return
-                    if piece.finish is not None:
-                        attempt.finish(piece.finish)
-                        return
-        finally:
-            self._generating -= 1
-        attempt.fail("engine_error", "the engine ended without saying how")
+    def _count_generating(self, change: int) -> None:
+        self._generating += change
 
     def _revive(self, served: Served) -> None:
         if served.reloading:
@@ -323,6 +308,27 @@ class Runner:
             self._stop(key, lambda a: a.fail("draining"))
         if tasks:
             await asyncio.wait(tasks, timeout=LET_GO_S_MAX)  # engines let go; the records are written already
+
+
+def _rejection_of(error: Exception) -> tuple[RejectCode, str]:
+    """Code and detail; never what the job says, but for names of keywords in a schema."""
+    match error:
+        case PromptTooLong():
+            return "context_too_long", str(error)
+        case ImageInvalid():
+            return "bad_image", "an image cannot be read"
+        case BadImage():
+            return "bad_image", str(error)
+        case BadSchema():
+            return "bad_schema", str(error)
+        case NotSupported() | Unsupported():
+            return "unsupported", str(error)
+        case ChatTemplateError():
+            return "bad_template", "the model's chat template cannot render these messages"
+        case BadMessages():
+            return "bad_job", str(error)
+        case _:
+            return "bad_job", type(error).__name__
 
 
 def _remember(memory: OrderedDict[_Key, None], key: _Key, limit: int) -> None:

@@ -54,6 +54,13 @@ class Slots:
                 raise Busy from None
             raise
 
+    def take_now(self) -> bool:
+        """Takes a place where one is free and nobody waits for it."""
+        if self.busy >= self.total or self._waiting:
+            return False
+        self.busy += 1
+        return True
+
     def give(self) -> None:
         """Hands a place back: to the one that waits longest, if any."""
         while self._waiting:

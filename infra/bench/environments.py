@@ -1,4 +1,5 @@
-"""Python environments for the gateways that are compared, each from its own hashed lock, made once and kept."""
+"""Python environments apart from ours (gateways that are compared, suites that are run), each from its own hashed lock,
+made once and kept."""
 
 from __future__ import annotations
 
@@ -27,12 +28,11 @@ def cache_folder(env: Mapping[str, str] = os.environ) -> Path:
     return Path(base) / "shiver" / "bench"
 
 
-def ensure(name: str, say: Callable[[str], None]) -> Path:
-    """The interpreter of environment `name`, made from infra/locks/bench-<name>.txt where there is none of that lock.
-
-    Raises MachineUnfit, NoDiskSpace.
+def ensure(name: str, say: Callable[[str], None], lock_name: str | None = None) -> Path:
+    """The interpreter of environment `name`, made from infra/locks/bench-<name>.txt, or the lock of another name, where
+    there is none of that lock. Raises MachineUnfit, NoDiskSpace.
     """
-    lock = _LOCKS / f"bench-{name}.txt"
+    lock = _LOCKS / (lock_name or f"bench-{name}.txt")
     digest = hashlib.sha256(lock.read_bytes() + platform.python_version().encode()).hexdigest()[:12]
     folder = cache_folder() / f"{name}-{digest}"
     python = folder / "bin" / "python"

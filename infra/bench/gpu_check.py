@@ -28,7 +28,7 @@ from workers.engines.exllamav2 import why_unavailable
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = RESULTS.parent.parent.parent
-CONTRACT = ROOT / "tests" / "contract" / "test_engines.py"
+CONTRACT = ROOT / "tests" / "contract"
 STREAMS = (1, 4, 16)
 TESTS_LIMIT_S = 1800  # the first import compiles exllamav2's CUDA extension
 BENCH_LIMIT_S = 600

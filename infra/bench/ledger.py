@@ -3,7 +3,8 @@
 append      LedgerWriter: idempotent, acked
 projection  the streams process, from a log that is full already into an empty PostgreSQL
 archive     from Kafka to Parquet
-replay      from Kafka, and from the archive: each record parsed, folded, its invariants checked, its chain hashed
+replay      from Kafka, and from the archive: record by record, and over columns as `shrk ledger replay` does it
+peers       infra/bench/ledger_peers.py
 
 python -m infra.bench.ledger [--events N] [--quick] [--results FOLDER]
 """
@@ -24,6 +25,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from infra.bench.ledger_peers import EXPORTED_EVENTS, TIGERBEETLE, Peer, eventsourcing, hledger
 from infra.bench.ledger_projection import WHAT, Projected, project
 from infra.bench.machine import this_machine
 from infra.bench.report import RESULTS, Bar, markdown, write
@@ -36,6 +38,7 @@ from infra.migrate import migrate
 from infra.postgres import Postgres
 from infra.process import LogFile, running
 from ledger.archive import Archive, write_archive
+from ledger.bulk import fold_archive
 from ledger.log import LedgerError, LedgerWriter
 from ledger.manifest import RANGE_RECORDS
 from ledger.replay import Replay, read_archive, read_into
@@ -50,6 +53,8 @@ _OPEN_REQUESTS = 500
 _APPEND_AT_ONCE = 5_000
 _T0_MS = 1_800_000_000_000
 _PRICE = ModelPrice(model="shark-mini", in_nano=100_000, out_nano=200_000)
+KAFKA, KAFKA_PLAIN = "replay from Kafka", "replay from Kafka, record by record"
+ARCHIVE, ARCHIVE_PLAIN = "replay from the archive", "replay from the archive, record by record"
 
 
 class Rate(NamedTuple):
@@ -130,28 +135,34 @@ async def archive(settings: Settings, folder: Path) -> Rate:
     return Rate("archive: Kafka to Parquet", written.records, time.perf_counter() - began_s)
 
 
-async def replay_kafka(settings: Settings) -> tuple[Rate, str]:
-    """As `shrk ledger replay` does it, in one process. Returns the digest too."""
+async def replay_kafka(settings: Settings, *, plain: bool) -> tuple[Rate, str]:
+    """As `shrk ledger replay` does it: the start of its processes is counted. Returns the digest too."""
     books, began_s = Replay(settings.ledger_partitions), time.perf_counter()
-    await read_into(books, settings, None, _nothing, _nothing)
-    return Rate("replay from Kafka", books.events, time.perf_counter() - began_s), _finished(books)
+    await read_into(books, settings, None, _nothing, _nothing, plain=plain)
+    what = KAFKA_PLAIN if plain else KAFKA
+    return Rate(what, books.events, time.perf_counter() - began_s), _finished(books)
 
 
-async def replay_archive(settings: Settings, folder: Path) -> tuple[Rate, str]:
+async def replay_archive(settings: Settings, folder: Path, *, plain: bool) -> tuple[Rate, str]:
     """The archive alone, its hashes checked."""
     books, began_s = Replay(settings.ledger_partitions), time.perf_counter()
     found = Archive.open(folder, settings.ledger_partitions)
-    await read_archive(books, found, found.ends(), _nothing)
-    return Rate("replay from the archive", books.events, time.perf_counter() - began_s), _finished(books)
+    if plain:
+        await read_archive(books, found, found.ends(), _nothing)
+    else:
+        await asyncio.to_thread(fold_archive, books, found, _nothing)
+    what = ARCHIVE_PLAIN if plain else ARCHIVE
+    return Rate(what, books.events, time.perf_counter() - began_s), _finished(books)
 
 
 class Measured(NamedTuple):
-    """Every rate, how the projection went, the archive's size, the digest of both replays."""
+    """Every rate, how the projection went, the archive's size, the digest of all replays, peers."""
 
     rates: list[Rate]
     projected: list[Projected]
     archive_bytes: int
     digest: str
+    peers: list[Peer]
 
 
 async def measure(count: int) -> Measured:
@@ -166,15 +177,29 @@ async def measure(count: int) -> Measured:
         rates.append(await archive(settings, folder / "archive"))
         _say(rates[-1])
         size = sum(path.stat().st_size for path in (folder / "archive").rglob("*.parquet"))
-        rate, digest = await replay_kafka(settings)
-        rates.append(rate)
-        _say(rates[-1])
-        rate, other = await replay_archive(settings, folder / "archive")
-        rates.append(rate)
-        _say(rates[-1])
-        if digest != other:
-            raise ShrkError(f"the replays do not agree: {digest} from Kafka, {other} from the archive")
-    return Measured(rates, projected, size, digest)
+        digests = set[str]()
+        for plain in (False, True):
+            for replayed in (
+                replay_archive(settings, folder / "archive", plain=plain),
+                replay_kafka(settings, plain=plain),
+            ):
+                rate, digest = await replayed
+                digests.add(digest)
+                rates.append(rate)
+                _say(rate)
+        if len(digests) > 1:
+            raise ShrkError(f"the replays do not agree: {sorted(digests)}")
+    return Measured(rates, projected, size, digest, compare(count))
+
+
+def compare(count: int) -> list[Peer]:
+    """Others, once our own servers are gone."""
+    folder = _folder()
+    try:
+        some = (event for _, event in zip(range(min(EXPORTED_EVENTS, count)), synthetic(count), strict=False))
+        return [eventsourcing(count, folder, _note), hledger(some, folder)]
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.asynccontextmanager
@@ -216,19 +241,23 @@ def table(measured: Measured) -> str:
     bars = [
         *[Bar(f"{what} of 15,000 usage events/s", f"{by[what] / 2:,.0f}", by[what] / 2 >= 15_000)
           for what in WHAT.values()],
-        Bar("replay from Kafka of 150,000/s", f"{by['replay from Kafka']:,.0f}", by["replay from Kafka"] >= 150_000),
-        Bar("replay from the archive of 1,500,000/s", f"{by['replay from the archive']:,.0f}",
-            by["replay from the archive"] >= 1_500_000),
+        Bar("replay from Kafka of 150,000/s", f"{by[KAFKA]:,.0f}", by[KAFKA] >= 150_000),
+        Bar("replay from the archive of 1,500,000/s", f"{by[ARCHIVE]:,.0f}", by[ARCHIVE] >= 1_500_000),
     ]  # fmt: skip
+    peers = [Rate(peer.what, peer.events, peer.seconds) for peer in measured.peers if not peer.missing]
     text = markdown(
-        "The ledger", this_machine(), ("", "events", "seconds", "events/s"), [rate.cells() for rate in rates]
+        "The ledger", this_machine(), ("", "events", "seconds", "events/s"), [rate.cells() for rate in rates + peers]
     )
     notes = [
         f"- one half of the events are `usage.recorded`, with four postings each; {LEDGER} has "
         f"{LEDGER_PARTITIONS_DEV} partitions",
-        f"- the archive has {measured.archive_bytes / rates[0].events:.0f} bytes an event; both replays gave digest "
+        f"- the archive has {measured.archive_bytes / rates[0].events:.0f} bytes an event; all replays gave digest "
         f"{measured.digest}",
         *[f"- {each.note()}" for each in measured.projected],
+        "- hledger parses text and checks assertions; eventsourcing's events have two fields of their own, ours up to "
+        "16, and four postings",
+        *[f"- {peer.what}: not measured, {peer.missing}" for peer in measured.peers if peer.missing],
+        f"- {TIGERBEETLE}",
         *[bar.line() for bar in bars],
     ]
     return text + "\n" + "\n".join(notes) + "\n"
@@ -256,6 +285,7 @@ def main(args: list[str]) -> int:
         return 130
     text = table(measured)
     rates = {rate.what: round(rate.per_s) for rate in measured.rates}
+    rates |= {peer.what: round(peer.events / peer.seconds) for peer in measured.peers if not peer.missing}
     data = {
         "events": count,
         "digest": measured.digest,
@@ -276,6 +306,10 @@ def _finished(books: Replay) -> str:
 
 def _nothing(_: int) -> None:
     """Shows no progress: it would be measured too."""
+
+
+def _note(text: str) -> None:
+    print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def _say(rate: Rate) -> None:

@@ -67,6 +67,7 @@ async def project(settings: Settings, count: int, folder: Path, processes: int) 
             "SHRK_KAFKA": settings.kafka,
             "SHRK_DATABASE_URL": settings.database_url,
             "SHRK_LEDGER_PARTITIONS": str(settings.ledger_partitions),
+            "SHRK_EPOCH_INTERVAL": "off",
             "PYTHONPATH": str(ROOT),
         },
     )

@@ -18,12 +18,13 @@ def keys() -> None:
 @click.option("--tier", type=click.Choice(TIERS), default="pro", show_default=True)
 @click.option("--name", default="", help="A note for `shrk keys list`.")
 @click.option("--open-max", type=int, default=None, help="Requests open at once; else the tier's own limit.")
-def create(wallet_id: str, tier: Tier, name: str, open_max: int | None) -> None:
+@click.option("--model", "models", multiple=True, help="A model that the key may use, by its own name; else all.")
+def create(wallet_id: str, tier: Tier, name: str, open_max: int | None, models: tuple[str, ...]) -> None:
     """Make a key and print it, once."""
 
     async def run() -> str:
         async with accounts.connected(addresses.find().database_url) as db:
-            return await accounts.create_key(db, wallet_id, tier, name, open_max)
+            return await accounts.create_key(db, wallet_id, tier, name, open_max, list(models) or None)
 
     click.echo(asyncio.run(run()))
 

@@ -1,154 +1,215 @@
-"""OpenAI's chat completions: the request's form, and the bytes of the answer."""
+"""OpenAI's chat completions: the request's form. The bytes of the answer are `openai_answer`'s.
+
+Beside OpenAI's own it takes the caller's wishes of who may serve it (`tier`, `privacy_mode`, ...): `Routing`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
-from ingress.dispatch import Chat
+from ingress.chat import ANYWHERE, Asked, Chat, Routing
+from ingress.dialects import forms
+from ingress.dialects.forms import INTEGRAL, Form, LogitBias, MaxTokens, Metadata, Penalty, Seed, Stops
+from ingress.dialects.openai_answer import Answer
+from ingress.dialects.openai_messages import (
+    MESSAGES_MAX,
+    Format,
+    Function,
+    FunctionChoice,
+    Message,
+    Plain,
+    SchemaFormat,
+    ToolChoice,
+    ToolSpec,
+    choose,
+    idle_in_messages,
+    response_format,
+    unique,
+)
 from schemas.errors import ApiError
-from schemas.jobs import Sampling
+from schemas.event_base import Id
+from schemas.jobs import CHOICES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX, Sampling, Tool
 
-MESSAGES_MAX = 2048
-STOPS_MAX = 4
-STOP_CHARS_MAX = 256
-MAX_TOKENS_MAX = 10**7
+FALLBACKS_MAX = 8
+HOSTERS_MAX = 100
+LATENCY_MS_MAX = 600_000
 
-
-class _Form(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class TextPart(_Form):
-    type: Literal["text"]
-    text: str
+ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+Hosters = Annotated[list[Id], Field(max_length=HOSTERS_MAX)]
 
 
-class Message(_Form):
-    """`developer` is taken as `system`. Content is a string or a list of text parts."""
+class StreamOptions(Form):
+    IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"include_obfuscation": (False,)}
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MESSAGES_MAX)]
-    name: Annotated[str, Field(max_length=64)] | None = None
-
-    def plain(self) -> dict[str, Any]:
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
-class StreamOptions(_Form):
-    include_usage: bool = False
+class Routed(Form):
+    """Who may serve the request, and in which order."""
+
+    tier: Literal["cheapest", "balanced", "fastest"] | None = None
+    privacy_mode: bool | None = None
+    trusted_only: bool | None = None
+    max_latency_ms: Annotated[int, Field(ge=1, le=LATENCY_MS_MAX), INTEGRAL] | None = None
+    fallback_models: Annotated[list[ModelName], Field(max_length=FALLBACKS_MAX)] | None = None
+    allow_hosters: Hosters | None = None
+    deny_hosters: Hosters | None = None
+
+    def routing(self) -> Routing:
+        if not self.model_fields_set & Routed.model_fields.keys():
+            return ANYWHERE
+        return Routing(
+            self.tier,
+            bool(self.privacy_mode),
+            bool(self.trusted_only),
+            self.max_latency_ms,
+            tuple(self.fallback_models or ()),
+            tuple(self.allow_hosters or ()),
+            tuple(self.deny_hosters or ()),
+        )
 
 
-Stop = Annotated[str, Field(min_length=1, max_length=STOP_CHARS_MAX)]
+class ChatRequest(Routed):
+    """What is taken. The fields of IDLE have no effect here."""
 
+    IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "audio": (),
+        "metadata": ({},),
+        "moderation": (),
+        "prediction": (),
+        "prompt_cache_key": (),
+        "prompt_cache_options": (),
+        "prompt_cache_retention": (),
+        "reasoning_effort": ("none",),
+        "safety_identifier": (),
+        "service_tier": ("auto", "default"),
+        "store": (False,),
+        "user": (),
+        "verbosity": ("medium",),
+        "web_search_options": (),
+    }
 
-class ChatRequest(_Form):
-    """What is taken. A parameter that would have no effect here is refused, not ignored."""
-
-    model: Annotated[str, Field(min_length=1, max_length=200)]
+    model: ModelName
     messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS_MAX)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    n: Literal[1] | None = None
+    max_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES_MAX), INTEGRAL] | None = None
+    stop: Stops | None = None
+    seed: Seed | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: LogitBias | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX), INTEGRAL] | None = None
+    tools: Annotated[list[ToolSpec], Field(max_length=TOOLS_MAX)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Function], Field(max_length=TOOLS_MAX)] | None = None
+    function_call: Literal["auto", "none"] | FunctionChoice | None = None
+    response_format: Format | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None
+    # Taken without an effect: IDLE.
+    audio: dict[str, Any] | None = None
+    metadata: Metadata | None = None
+    moderation: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=1024)] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+    service_tier: Annotated[str, Field(max_length=64)] | None = None
+    store: bool | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
-    metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    web_search_options: dict[str, Any] | None = None
+
+    @property
+    def old_functions(self) -> bool:
+        """Whether the caller speaks the older form, and is to be answered in it."""
+        return bool(self.functions) and not self.tools
 
     def chat(self) -> Chat:
-        stop = () if self.stop is None else (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        given = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "seed": None if self.seed is None else self.seed % 2**32,
-            "frequency_penalty": self.frequency_penalty,
-            "presence_penalty": self.presence_penalty,
-        }
+        """Raises ApiError for what only shows when fields are seen together."""
+        if self.top_logprobs and not self.logprobs:
+            message = "top_logprobs: it needs logprobs: true."
+            raise ApiError("invalid_request", message, param="top_logprobs")
+        plain = Plain(self.messages)
+        tools, choice = self._tools()
+        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         return Chat(
             model=self.model,
-            messages=[message.plain() for message in self.messages],
-            sampling=Sampling(**{name: value for name, value in given.items() if value is not None}),
-            stop=stop,
-            max_tokens=self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens,
+            messages=plain.messages,
+            sampling=Sampling(**forms.sampling_of(self)),
+            stop=forms.stops_of(self.stop),
+            max_tokens=limit,
+            n=self.n or 1,
+            tools=tools,
+            tool_choice=choice,
+            parallel_tool_calls=self.parallel_tool_calls is not False and not self.old_functions,
+            response_format=response_format(self.response_format),
+            logprobs=(self.top_logprobs or 0) if self.logprobs else None,
+            image_urls=tuple(plain.image_urls),
+            routing=self.routing(),
         )
 
+    def _tools(self) -> Any:
+        if self.old_functions:
+            specs = [one.tool(f"functions.{at}") for at, one in enumerate(self.functions or ())]
+            return choose(unique(tuple(specs), "functions"), self.function_call, "function_call")
+        tools: list[Tool] = [one.function.tool(f"tools.{at}.function") for at, one in enumerate(self.tools or ())]
+        return choose(unique(tuple(tools), "tools"), self.tool_choice)
 
-def parse(body: bytes) -> ChatRequest:
-    """Raises ApiError: invalid_json, unsupported_parameter, invalid_request; its message never repeats a prompt."""
-    try:
-        return ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        path = ".".join(str(step) for step in first["loc"] if not isinstance(step, str) or "[" not in step)[:100]
-        if first["type"] == "json_invalid":
-            raise ApiError("invalid_json") from None
-        if first["type"] == "extra_forbidden":
-            raise ApiError("unsupported_parameter", f"The parameter {path} is not supported.", param=path) from None
-        raise ApiError("invalid_request", f"{path or 'body'}: {first['msg']}", param=path or None) from None
-
-
-class Answer:
-    """Writes one answer's JSON. `model` is echoed as it was asked for."""
-
-    def __init__(self, request_id: str, model: str, created_s: int, *, include_usage: bool) -> None:
-        self._include_usage = include_usage
-        head = {"id": f"chatcmpl-{request_id}", "object": "chat.completion.chunk", "created": created_s, "model": model}
-        self._head = head
-        self._open = b"data: " + orjson.dumps(head)[:-1] + b',"choices":[{"index":0,"delta":'
-        self._close = b',"logprobs":null,"finish_reason":null}]' + (b',"usage":null}' if include_usage else b"}")
-
-    def begin(self) -> bytes:
-        return self._open + b'{"role":"assistant","content":"","refusal":null}' + self._close + b"\n\n"
-
-    def delta(self, text: str) -> bytes:
-        return self._open + b'{"content":' + orjson.dumps(text) + b"}" + self._close + b"\n\n"
-
-    def end(self, finish: str, prompt_tokens: int, completion_tokens: int, cost: str) -> bytes:
-        """The last chunks: the cost stands in the usage chunk where one was asked for, else beside the finish."""
-        chunk: dict[str, Any] = {**self._head, "choices": [_choice(finish, delta={})]}
-        if not self._include_usage:
-            return _event({**chunk, "cost": cost}) + b"data: [DONE]\n\n"
-        usage = {**_usage(prompt_tokens, completion_tokens), "cost": cost}
-        last = {**self._head, "choices": [], "usage": usage}
-        return _event({**chunk, "usage": None}) + _event(last) + b"data: [DONE]\n\n"
-
-    def whole(self, text: str, finish: str, prompt_tokens: int, completion_tokens: int) -> bytes:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return orjson.dumps(
-            {
-                **self._head,
-                "object": "chat.completion",
-                "choices": [_choice(finish, message=message)],
-                "usage": _usage(prompt_tokens, completion_tokens),
-            }
-        )
+    def all_idle(self) -> Iterator[str]:
+        """Names of everything that was given and has no effect."""
+        yield from self.idle()
+        yield from idle_in_messages(self.messages)
+        if self.stream_options is not None:
+            if self.stream:
+                yield from (f"stream_options.{name}" for name in self.stream_options.idle())
+            else:
+                yield "stream_options"
+        if self.max_completion_tokens is not None and self.max_tokens not in (None, self.max_completion_tokens):
+            yield "max_tokens"
+        unused = ("tool_choice", "parallel_tool_calls") if self.old_functions else ("functions", "function_call")
+        yield from (name for name in unused if getattr(self, name) not in (None, [], "none", "auto"))
+        for tool in self.tools or ():
+            yield from (f"tools.{name}" for name in tool.idle())
+            yield from (f"tools.function.{name}" for name in tool.function.idle())
+        form = self.response_format
+        if isinstance(form, SchemaFormat):
+            yield from (f"response_format.json_schema.{name}" for name in form.json_schema.idle())
 
 
-def error_event(error: ApiError) -> bytes:
-    """The end of a stream that broke: no [DONE] follows, so that nobody takes it for a whole answer."""
-    return _event(error.body())
+def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
+    """Raises ApiError: invalid_json, invalid_request, unsupported_parameter."""
+    form = read(body)
+    include_usage = bool(form.stream_options is not None and form.stream_options.include_usage)
+    chat = form.chat()
+    return Asked(
+        chat,
+        bool(form.stream),
+        lambda request_id, created_s: Answer(
+            request_id,
+            form.model,
+            created_s,
+            include_usage=include_usage,
+            choices=chat.n,
+            old_functions=form.old_functions,
+            logprobs=chat.logprobs is not None,
+        ),
+        forms.ignored_names(form.all_idle(), headers),
+    )
 
 
-def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + orjson.dumps(data) + b"\n\n"
-
-
-def _choice(finish: str, **content: Any) -> dict[str, Any]:
-    return {"index": 0, **content, "logprobs": None, "finish_reason": finish}
-
-
-def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+def read(body: bytes) -> ChatRequest:
+    """Raises ApiError: invalid_json, invalid_request; its message never repeats a prompt."""
+    return forms.read_form(ChatRequest, body)

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from ledger.exports.dates import iso_day, iso_time
 from ledger.exports.hledger import about
 from ledger.exports.names import commodity, plain, to_beancount
-from ledger.exports.transactions import Balance, Head, Transaction
+from ledger.exports.transactions import Balance, Cut, Head, Transaction
 
 
 class Beancount:
     """Writes a beancount file."""
+
+    by_epoch = False
 
     def head(self, head: Head) -> str:
         """The cut as comments; commodities and accounts, each opened on the day of its first posting."""
@@ -27,11 +29,11 @@ class Beancount:
             lines.append(f'  account: "{account}"')
         return "\n".join(lines) + "\n"
 
-    def transaction(self, transaction: Transaction, after_nano: Sequence[int]) -> str:
+    def transaction(self, transaction: Transaction, day: int, after_nano: Sequence[int]) -> str:
         """Its place, time and tags are metadata."""
         lines = [
             "",
-            f'{iso_day(transaction.day)} * "{transaction.event}"',
+            f'{iso_day(day)} * "{transaction.event}"',
             f"  partition: {transaction.partition}",
             f"  offset: {transaction.offset}",
             f'  time: "{iso_time(transaction.at_ms)}"',
@@ -42,7 +44,15 @@ class Beancount:
 
     def assertion(self, day: int, balances: Sequence[Balance], last: bool) -> str:
         """Dated the day after: beancount looks at the beginning of a day."""
-        date = iso_day(day + 1)
-        lines = ["", f"; balances at the end of {'the export' if last else 'the day'}"]
-        lines += [f"{date} balance {to_beancount(b.account)}  {b.nano} {commodity(b.asset)}" for b in balances]
-        return "\n".join(lines) + "\n"
+        return _asserted(f"the end of {'the export' if last else 'the day'}", day + 1, balances)
+
+    def epoch(self, cut: Cut, day: int, balances: Sequence[Balance]) -> str:
+        """Only where the beginning of a day is the cut."""
+        return _asserted(f"the cut of epoch {cut.epoch}", day, balances)
+
+
+def _asserted(where: str, day: int, balances: Sequence[Balance]) -> str:
+    date = iso_day(day)
+    lines = ["", f"; balances at {where}"]
+    lines += [f"{date} balance {to_beancount(b.account)}  {b.nano} {commodity(b.asset)}" for b in balances]
+    return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from ledger.exports.dates import iso_day, iso_time
 from ledger.exports.names import plain
-from ledger.exports.transactions import TAGS, Balance, Head, Transaction
+from ledger.exports.transactions import TAGS, Balance, Cut, Head, Transaction
 
 COLUMNS = (
     "date",
@@ -21,6 +21,7 @@ COLUMNS = (
     "asset",
     "amount_nano",
     "balance_nano",
+    "epoch",
     *TAGS,
 )
 
@@ -28,16 +29,18 @@ COLUMNS = (
 class Csv:
     """Writes CSV: UTF-8 (ASCII, in fact), comma, quotes where needed, LF."""
 
+    by_epoch = False
+
     def head(self, head: Head) -> str:
         """The names of the columns."""
         return csv_line(COLUMNS)
 
-    def transaction(self, transaction: Transaction, after_nano: Sequence[int]) -> str:
-        """Its postings, numbered from 0."""
+    def transaction(self, transaction: Transaction, day: int, after_nano: Sequence[int]) -> str:
+        """Its postings, numbered from 0. Without an epoch where it lies in none that is closed."""
         told = dict(transaction.tags)
-        tags = [plain(told.get(tag, "")) for tag in TAGS]
+        tags = [str(transaction.epoch or ""), *(plain(told.get(tag, "")) for tag in TAGS)]
         head = [
-            iso_day(transaction.day),
+            iso_day(day),
             iso_time(transaction.at_ms),
             str(transaction.partition),
             str(transaction.offset),
@@ -50,6 +53,10 @@ class Csv:
 
     def assertion(self, day: int, balances: Sequence[Balance], last: bool) -> str:
         """Nothing: each row has its balance."""
+        return ""
+
+    def epoch(self, cut: Cut, day: int, balances: Sequence[Balance]) -> str:
+        """Nothing: each row has its epoch."""
         return ""
 
 

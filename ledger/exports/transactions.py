@@ -1,12 +1,14 @@
 """What is exported: one transaction for each event of the log that moved money. Others moved none and are left out.
 
 A transaction's day is that of its event's own time, in UTC. Times in a partition are not monotonic, so transactions are
-sorted by day, then partition, then offset: the same file for the same events, whatever order they were read in.
+sorted by day, then partition, then offset: the same file for the same events, whatever order they were read in. Epochs
+cut the log by offsets, so hledger's journal, which has balances at each cut, is sorted by epoch first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ledger.books import Posting
@@ -40,6 +42,7 @@ class Transaction(NamedTuple):
     event: str
     tags: tuple[tuple[str, str], ...]
     postings: tuple[Posting, ...]
+    epoch: int = 0  # in which it lies; 0 behind the last one, or where epochs are not looked at
 
     @property
     def day(self) -> int:
@@ -71,9 +74,46 @@ def tags_of(event: Event) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def sort_key(transaction: Transaction) -> tuple[int, int, int]:
+def by_day(transaction: Transaction) -> tuple[int, ...]:
     """The order of an export."""
     return transaction.day, transaction.partition, transaction.offset
+
+
+def by_epoch(transaction: Transaction) -> tuple[int, ...]:
+    """The order of an export with balances at every cut: what lies behind the last epoch comes last."""
+    return not transaction.epoch, transaction.epoch, *by_day(transaction)
+
+
+SortKey = Callable[[Transaction], tuple[int, ...]]
+
+
+class Cut(NamedTuple):
+    """Where an epoch ended: the next offset of each partition, and when and over which log root it was closed."""
+
+    epoch: int
+    at_ms: int
+    next_offsets: tuple[int, ...]
+    log_root: str  # empty for an epoch that had none
+
+    @property
+    def day(self) -> int:
+        """Days since 1970-01-01, in UTC, of the closing."""
+        return day_of(self.at_ms)
+
+
+class Epochs:
+    """The epochs that are closed, in order."""
+
+    def __init__(self, cuts: Sequence[Cut] = ()) -> None:
+        self.cuts = cuts
+        self._offsets = [list(offsets) for offsets in zip(*(cut.next_offsets for cut in cuts), strict=True)]
+
+    def of(self, partition: int, offset: int) -> int:
+        """The number of the epoch that a place lies in; 0 where that is not closed."""
+        if not self.cuts:
+            return 0
+        behind = bisect_right(self._offsets[partition], offset)
+        return self.cuts[behind].epoch if behind < len(self.cuts) else 0
 
 
 class Tally:
@@ -84,6 +124,7 @@ class Tally:
         self.balances: dict[tuple[str, str], int] = {}
         self.first_day_of: dict[str, int] = {}  # by account
         self.next_offsets: dict[int, int] = {}  # by partition, behind the last transaction
+        self.days_of: dict[int, tuple[int, int]] = {}  # by epoch: the first and the last
 
     def add(self, transaction: Transaction) -> None:
         """Counts one more, in any order of partitions and days."""
@@ -94,6 +135,8 @@ class Tally:
             self.balances[key] = self.balances.get(key, 0) + amount_nano
             if day < self.first_day_of.get(account, day + 1):
                 self.first_day_of[account] = day
+        first, last = self.days_of.get(transaction.epoch, (day, day))
+        self.days_of[transaction.epoch] = min(first, day), max(last, day)
         behind = transaction.offset + 1
         if behind > self.next_offsets.get(transaction.partition, 0):
             self.next_offsets[transaction.partition] = behind
@@ -117,6 +160,7 @@ class Head(NamedTuple):
     digest: str | None
     until_day: int | None
     tally: Tally
+    cuts: Sequence[Cut] = ()
 
 
 class Balance(NamedTuple):
@@ -125,6 +169,35 @@ class Balance(NamedTuple):
     account: str
     asset: str
     nano: int
+
+
+def cut_days(head: Head) -> dict[int, int]:
+    """By epoch, the day that a file in the order of epochs has at its cut, when no day may follow a later one.
+
+    The UTC day on which it was closed; or the last day of what lies before the cut, where that is later.
+    """
+    found: dict[int, int] = {}
+    day = 0
+    for cut in head.cuts:
+        _, last = head.tally.days_of.get(cut.epoch, (0, 0))
+        found[cut.epoch] = day = max(day, cut.day, last)
+    return found
+
+
+def clean_days(head: Head) -> dict[int, int]:
+    """By epoch, the day that parts what lies before its cut from what lies behind, where there is one.
+
+    All transactions before the cut are of earlier days; all others are of that day or later ones.
+    """
+    found: dict[int, int] = {}
+    days = head.tally.days_of
+    for index, cut in enumerate(head.cuts):
+        before = [days[one.epoch][1] for one in head.cuts[: index + 1] if one.epoch in days]
+        numbers = [*(one.epoch for one in head.cuts[index + 1 :]), 0]
+        behind = [days[number][0] for number in numbers if number in days]
+        if before and (not behind or max(before) < min(behind)):
+            found[cut.epoch] = max(before) + 1
+    return found
 
 
 def format_cut(next_offsets: Mapping[int, int]) -> str:

@@ -95,7 +95,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(engine: str) -> AsyncIterator[Running]:
+async def running(engine: str, nodes: int = 1) -> AsyncIterator[Running]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -104,7 +104,8 @@ async def running(engine: str) -> AsyncIterator[Running]:
         state = StateFolder(Path(folder) / "s")
         state.create()
         said: list[str] = []
-        stack = Stack(state, Options(port=port, engine=engine), said.append)
+        node_ids: dict[str, str | None] = {f"node-{number + 1}": None for number in range(nodes)}
+        stack = Stack(state, Options(port=port, engine=engine, node_ids=node_ids), said.append)
         try:
             await stack.start()
             async with (
@@ -120,6 +121,13 @@ async def running(engine: str) -> AsyncIterator[Running]:
 async def real() -> AsyncIterator[Running]:
     """With llama.cpp and shark-mini."""
     async with running("llamacpp") as up:
+        yield up
+
+
+@pytest.fixture(scope="session")
+async def paired() -> AsyncIterator[Running]:
+    """Two nodes of two providers, with the engine double as it comes."""
+    async with running("double", nodes=2) as up:
         yield up
 
 

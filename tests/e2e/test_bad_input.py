@@ -33,7 +33,7 @@ def _is_refusal(response: httpx.Response, status: int, code: str) -> None:
         ({**GOOD, "messages": [{"role": "user", "content": 5}]}, 400, "invalid_request"),
         ({**GOOD, "temperature": "warm"}, 400, "invalid_request"),
         ({**GOOD, "max_tokens": -1}, 400, "invalid_request"),
-        ({**GOOD, "tools": []}, 400, "unsupported_parameter"),
+        ({**GOOD, "tools": [{}]}, 400, "invalid_request"),
         ({**GOOD, "messages": [{"role": "user", "content": "x" * 1_048_577}]}, 413, "request_too_large"),
     ],
 )

@@ -158,13 +158,13 @@ async def test_a_node_that_dies_mid_stream_ends_it_with_an_error_event(faulty: R
     await _serves(faulty)
 
 
-async def test_a_dead_node_is_a_true_503(faulty: Running) -> None:
+async def test_a_dead_node_is_a_true_500(faulty: Running) -> None:
     node = next(iter(faulty.stack.options.node_ids))
     with faulty.frozen(node):
         stream = await Stream().run(faulty)
-    assert stream.status == 503
+    assert stream.status == 500
     assert stream.error is not None
-    assert stream.error["code"] == "provider_failed"
+    assert stream.error["code"] == "all_providers_failed"
     row = await _row(faulty, stream.request_id)
     assert (row["status"], row["charge_nano"]) == ("failed", 0)
     await faulty.quiet()

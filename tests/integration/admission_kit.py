@@ -36,38 +36,46 @@ async def add_ingress(db: Any, boot_id: str, *, lease_s: float = 3600, lanes: in
     )
 
 
-async def add_wallet(db: Any, name: str, balance_nano: int = 0, owner: str | None = None) -> str:
+async def add_wallet(db: Any, name: str, balance_nano: int = 0, owner: str | None = None, asset: str = "SHIVER") -> str:
     partition = topics.partition_of(name.encode(), P)
     await db.execute("insert into state.owners (owner_id) values ($1) on conflict do nothing", owner or name)
     await db.execute(
-        "insert into state.wallets (wallet_id, owner_id, partition) values ($1, $2, $3)", name, owner or name, partition
+        "insert into state.wallets (wallet_id, owner_id, partition, asset) values ($1, $2, $3, $4)",
+        name,
+        owner or name,
+        partition,
+        asset,
     )
     if balance_nano:
-        await add_to_balance(db, name, balance_nano)
+        await add_to_balance(db, name, balance_nano, asset)
     return name
 
 
-async def add_to_balance(db: Any, wallet: str, amount_nano: int) -> None:
+async def add_to_balance(db: Any, wallet: str, amount_nano: int, asset: str = "SHIVER") -> None:
     """As the projection books it."""
     await db.execute(
-        "insert into derived.accounts as a values ('wallet:' || $1, 'SHIVER', $2, $3, 1) "
+        "insert into derived.accounts as a values ('wallet:' || $1, $4, $2, $3, 1) "
         "on conflict (account, asset, partition) do update set balance_nano = a.balance_nano + excluded.balance_nano",
         wallet,
         topics.partition_of(wallet.encode(), P),
         amount_nano,
+        asset,
     )
 
 
-async def add_key(db: Any, wallet: str, tier: Tier = "pro", open_max: int = 100, name: str = "") -> ApiKey:
+async def add_key(
+    db: Any, wallet: str, tier: Tier = "pro", open_max: int = 100, name: str = "", models: list[str] | None = None
+) -> ApiKey:
     key_id = name or f"k-{wallet}"
     sha256 = hashlib.sha256(key_id.encode()).digest()
     await db.execute(
-        "insert into state.keys (key_id, sha256, wallet_id, tier, open_max) values ($1, $2, $3, $4, $5)",
+        "insert into state.keys (key_id, sha256, wallet_id, tier, open_max, models) values ($1, $2, $3, $4, $5, $6)",
         key_id,
         sha256,
         wallet,
         tier,
         open_max,
+        models,
     )
     return ApiKey(tier, key_id, sha256)
 
@@ -84,15 +92,20 @@ async def admit(
     lane_offset: int = 0,
     cap_nano_usd: int = CAP,
     dry_run: bool = False,
+    hold_usdc_nano: int = 0,
+    models: tuple[str, ...] = ("m",),
 ) -> asyncpg.Record:
+    """`hold_nano` is of SHIVER."""
     return await db.fetchrow(
-        "select * from state.admit($1, $2, $3, $4, $5, $6, 'm', $7, $8, $9, $10)",
+        "select * from state.admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         request_id or new_id(),
         key.key_id,
         key.sha256,
         hold_nano,
+        hold_usdc_nano,
         owner,
         node,
+        list(models),
         lane,
         lane_offset,
         cap_nano_usd,

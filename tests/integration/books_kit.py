@@ -29,7 +29,8 @@ async def append_all(kafka: str, many: list[Event]) -> None:
     assert await writer.stop() == 0
 
 
-async def project(kafka: str, pool: asyncpg.Pool) -> None:
+async def project(kafka: str, pool: asyncpg.Pool, only: int | None = None) -> None:
+    """What PostgreSQL has not read yet; of one partition alone, if it is named."""
     await pool.execute(
         "insert into derived.offsets (topic, partition, next) select $1, g, 0 from generate_series(0, $2 - 1) g "
         "on conflict do nothing",
@@ -39,7 +40,8 @@ async def project(kafka: str, pool: asyncpg.Pool) -> None:
     projection = Projection(pool, P)
     async with LedgerReader(kafka, P, client_id="test") as reader:
         rows = await pool.fetch("select partition, next from derived.offsets")
-        async for records in reader.read({r["partition"]: r["next"] for r in rows}, await reader.ends()):
+        ends = {p: end for p, end in (await reader.ends()).items() if only in (None, p)}
+        async for records in reader.read({r["partition"]: r["next"] for r in rows}, ends):
             await projection.apply(records[0].partition, records)
 
 

@@ -12,6 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.compute
+import pyarrow.parquet
 import pytest
 
 from ledger.exports.names import from_beancount, from_hledger
@@ -107,4 +109,19 @@ def csv_balances(file: Path) -> Balances:
         for row in csv.DictReader(lines):
             key = (row["account"], row["asset"])
             found[key] = found.get(key, 0) + int(row["amount_nano"])
+    return found
+
+
+def parquet_balances(file: Path) -> Balances:
+    """The sums of a Parquet export, made by pyarrow; each must be the last balance that its rows say."""
+    table = pyarrow.parquet.read_table(file)
+    wide = table.set_column(
+        table.schema.get_field_index("amount_nano"),
+        "amount_nano",
+        table["amount_nano"].cast(pyarrow.decimal128(38, 0)),  # sums may pass 64 bits
+    )
+    sums = wide.group_by(["account", "asset"]).aggregate([("amount_nano", "sum")]).to_pylist()
+    last = {(row["account"], row["asset"]): int(row["balance_nano"]) for row in table.to_pylist()}
+    found = {(row["account"], row["asset"]): int(row["amount_nano_sum"]) for row in sums}
+    assert found == last
     return found

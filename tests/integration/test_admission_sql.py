@@ -385,12 +385,12 @@ async def test_an_ingress_without_a_living_lease_admits_nothing_c3(db: asyncpg.P
 async def test_the_ingress_s_own_calls(db: asyncpg.Pool) -> None:
     key = await add_key(db, await add_wallet(db, "w", 100))
     admission = Admission(db)
-    ask = Ask(new_id(), key, 60, BOOT, "node-1", "m", "replies.b.0", 7)
+    ask = Ask(new_id(), key, {"SHIVER": 60, "USDC": 7}, BOOT, "node-1", ("m", "fallback"), "replies.b.0", 7)
     got = await admission.admit(ask)
     assert (got.wallet_id, got.tier, got.payer, got.rate_nano_usd) == ("w", "pro", "wallet:w", RATE)
     row = await db.fetchrow("select * from state.admissions")
     assert (row["lane"], row["lane_offset"], row["node_id"], row["model"]) == ("replies.b.0", 7, "node-1", "m")
-    with pytest.raises(ApiError, match="may cost up to 60 nano SHIVER, 40 are free"):
+    with pytest.raises(ApiError, match=r"may cost up to 0\.00000006 SHIVER, 0\.00000004 are free"):
         await admission.admit(ask._replace(request_id=new_id()))
     await admission.settle(ask.request_id, 10)
     assert (await counters(db))["held"] == {"w": 10}

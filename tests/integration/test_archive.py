@@ -18,7 +18,7 @@ from ledger_kit import load
 ROOT = Path(__file__).resolve().parents[2]
 
 
-async def archive(kafka: str, url: str, folder: Path, *arguments: str, records: int = 100) -> str:
+async def archive(kafka: str, url: str, folder: Path, *arguments: str, records: int = 128) -> str:
     result = await shrk(kafka, url, "archive", "--out", str(folder), "--range", str(records), *arguments)
     assert result.exit_code == 0, result.output
     return result.output.splitlines()[-1]
@@ -92,7 +92,7 @@ def killed_after(files: int, folder: Path, arguments: list[str], env: dict[str, 
 async def test_a_kill_costs_nothing(ledger_log: str, books_url: str, tmp_path: Path) -> None:
     await append_all(ledger_log, load(9, 400))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    await archive(ledger_log, books_url, whole, "--tail", records=5)
+    await archive(ledger_log, books_url, whole, "--tail", records=4)
     env = {
         **os.environ,
         "SHRK_KAFKA": ledger_log,
@@ -101,11 +101,11 @@ async def test_a_kill_costs_nothing(ledger_log: str, books_url: str, tmp_path: P
         "PYTHONPATH": str(ROOT),
     }
     code = "from ledger.commands import group; group()"
-    arguments = [sys.executable, "-c", code, "archive", "--out", str(killed), "--range", "5", "--tail"]
+    arguments = [sys.executable, "-c", code, "archive", "--out", str(killed), "--range", "4", "--tail"]
     for enough in (5, 30):
         assert await asyncio.to_thread(killed_after, enough, killed, arguments, env) == -signal.SIGKILL
     (killed / "partition-00000" / "half.parquet.partial").write_bytes(b"half")
-    await archive(ledger_log, books_url, killed, "--tail", records=5)
+    await archive(ledger_log, books_url, killed, "--tail", records=4)
     assert tree(killed) == tree(whole)
 
 
@@ -116,13 +116,13 @@ async def test_what_cannot_be_is_one_line(ledger_log: str, books_url: str, tmp_p
     none = await shrk(ledger_log, books_url, "replay", "--archive", str(tmp_path / "none"))
     assert none.exit_code == 1
     assert "there is no archive in" in none.output
-    await archive(ledger_log, books_url, tmp_path, "--tail", records=10)
-    other = await shrk(ledger_log, books_url, "archive", "--out", str(tmp_path), "--range", "20")
+    await archive(ledger_log, books_url, tmp_path, "--tail", records=8)
+    other = await shrk(ledger_log, books_url, "archive", "--out", str(tmp_path), "--range", "16")
     assert other.exit_code == 1
-    assert "has ranges of 10 records, not of 20" in other.output
+    assert "has ranges of 8 records, not of 16" in other.output
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        busy = await shrk(ledger_log, books_url, "archive", "--out", str(tmp_path), "--range", "10")
+        busy = await shrk(ledger_log, books_url, "archive", "--out", str(tmp_path), "--range", "8")
     assert busy.exit_code == 1
     assert "another process archives to" in busy.output
     (tmp_path / "file").write_text("x")
@@ -134,7 +134,7 @@ async def test_what_cannot_be_is_one_line(ledger_log: str, books_url: str, tmp_p
 @pytest.mark.parametrize("damage", ["missing", "byte", "size", "manifest", "no manifest"])
 async def test_a_missing_or_altered_file_is_named(ledger_log: str, books_url: str, tmp_path: Path, damage: str) -> None:
     await append_all(ledger_log, load(11, 60))
-    await archive(ledger_log, books_url, tmp_path, "--tail", records=10)
+    await archive(ledger_log, books_url, tmp_path, "--tail", records=8)
     victim = tmp_path / sorted(name for name in tree(tmp_path) if name.startswith("partition-00002/"))[1]
     if damage in ("manifest", "no manifest"):
         victim = tmp_path / "manifest.json"
@@ -153,7 +153,7 @@ async def test_a_missing_or_altered_file_is_named(ledger_log: str, books_url: st
 
 async def test_the_archive_of_another_log_is_refused(ledger_log: str, books_url: str, tmp_path: Path) -> None:
     await append_all(ledger_log, load(12, 60))
-    await archive(ledger_log, books_url, tmp_path, "--tail", records=10)
+    await archive(ledger_log, books_url, tmp_path, "--tail", records=8)
     logs = await all_records(ledger_log)
     end = len(logs[1])
     changed = logs[1][end - 1]
@@ -161,7 +161,7 @@ async def test_the_archive_of_another_log_is_refused(ledger_log: str, books_url:
     await make_log_of(ledger_log, logs)
     replayed = await shrk(ledger_log, books_url, "replay", "--archive", str(tmp_path))
     assert f"ledger.events partition 1 offset {end - 1} is not the record in the archive" in replayed.output
-    again = await shrk(ledger_log, books_url, "archive", "--out", str(tmp_path), "--range", "10", "--tail")
+    again = await shrk(ledger_log, books_url, "archive", "--out", str(tmp_path), "--range", "8", "--tail")
     assert again.exit_code == 1
     assert f"partition 1 offset {end - 1} is not the record in partition-00001/" in again.output
     logs[1].pop()

@@ -16,6 +16,7 @@ from finance_tools import (
     beancount_balances,
     csv_balances,
     hledger_balances,
+    parquet_balances,
     run_hledger,
 )
 from finance_tools import hledger as hledger  # a fixture
@@ -32,7 +33,7 @@ from schemas.ids import uuid7, uuid7_ms
 MONTH_MS = 31 * 86_400_000
 MONTHS = ["2027-01", "2027-02", "2027-03", "2027-04"]  # T0_MS is 2027-01-15
 NO_DATABASE = "postgresql://nobody@127.0.0.1:1/none"
-SUFFIXES = {"hledger": "journal", "beancount": "beancount", "csv": "csv"}
+SUFFIXES = {"hledger": "journal", "beancount": "beancount", "csv": "csv", "parquet": "parquet"}
 
 
 def log_of_months() -> list[Event]:
@@ -107,9 +108,12 @@ async def test_every_balance_in_hledger_beancount_and_csv_is_that_of_the_books(
     table, _ = await export(ledger_log, "csv", tmp_path)
     assert csv_balances(table) == wanted
 
+    columns, _ = await export(ledger_log, "parquet", tmp_path)
+    assert parquet_balances(columns) == wanted
+
     cut = ",".join(f"{books.partition}:{books.next_offset}" for books in replay.books)
     assert f"offsets {cut}" in told.stderr
-    assert names_in(tmp_path) == ["books.beancount", "books.csv", "books.journal"]
+    assert names_in(tmp_path) == ["books.beancount", "books.csv", "books.journal", "books.parquet"]
 
 
 async def test_the_same_cut_gives_the_same_bytes_while_the_log_grows(
@@ -179,7 +183,7 @@ async def test_statements_open_close_and_chain_to_the_books(ledger_log: str, tmp
 
 async def test_a_statement_closes_on_what_an_export_as_of_its_last_day_has(ledger_log: str, tmp_path: Path) -> None:
     await append_all(ledger_log, log_of_months())
-    table, _ = await export(ledger_log, "csv", tmp_path, "--until-date", "2027-02-28")
+    table, _ = await export(ledger_log, "csv", tmp_path, "--until", "2027-02-28")
     done = await shrk(ledger_log, NO_DATABASE, "statement", "--wallet", "w2", "--month", "2027-02", "--format", "json")
     (section,) = json.loads(done.stdout)["assets"]
     assert section["entries"]
@@ -207,9 +211,14 @@ async def test_a_statement_in_every_form(ledger_log: str, form: str, begin: str)
         (["statement", "--month", "2027-01", "--wallet", "nobody"], 1, "the log has no entry of wallet:nobody"),
         (["export", "--format", "csv", "--out", "-", "--until", "0:1"], 2, "each partition from 0 to 3 once"),
         (["export", "--format", "csv", "--out", "-", "--until", "0:1,0:1,1:0,2:0,3:0"], 2, "each partition from 0"),
-        (["export", "--format", "csv", "--out", "-", "--until", "zero"], 2, "is not PARTITION:OFFSET"),
+        (["export", "--format", "csv", "--out", "-", "--until", "zero"], 2, "is neither PARTITION:OFFSET"),
+        (["export", "--format", "csv", "--out", "-", "--until", "0:1", "--epoch", "1"], 2, "give --until or --epoch"),
+        (["export", "--format", "csv", "--out", "-", "--epoch", "1"], 1, "epoch 1 is not closed; the last is none"),
+        (["export", "--format", "csv", "--out", "-", "--no-tail"], 2, "--no-tail needs --archive DIR"),
+        (["statement", "--month", "2027-01", "--wallet", "w1", "--no-tail"], 2, "--no-tail needs --archive DIR"),
+        (["export", "--format", "csv", "--out", "-", "--archive", "/nowhere"], 1, "there is no archive in /nowhere"),
         (["export", "--format", "csv", "--out", "-", "--until", "0:9,1:9,2:9,3:9"], 1, "ends at"),
-        (["export", "--format", "csv", "--out", "-", "--until-date", "2027-02-30"], 2, "is no day"),
+        (["export", "--format", "csv", "--out", "-", "--until", "2027-02-30"], 2, "is no day"),
         (["export", "--format", "csv", "--out", "/nowhere/x.csv"], 1, "nothing was written: /nowhere/"),
     ],
 )

@@ -183,7 +183,7 @@ async def test_a_key_in_a_wrong_partition_or_not_the_wallet_stops(projection: Pr
     with pytest.raises(ProjectionStopped, match="its key belongs elsewhere"):
         await projection.apply(1, records(1, [credited(W)]))
     other = wallet_in(0, P, nth=1)
-    with pytest.raises(ProjectionStopped, match="its key is not its wallet"):
+    with pytest.raises(ProjectionStopped, match="its key is not its event's"):
         await projection.apply(0, [Record(0, 0, other.encode(), dump(credited(W)))])
 
 

@@ -11,7 +11,7 @@ from ledger.books import Books
 from ledger.decide import Decision
 from ledger.digest import digest
 from ledger.exports.dates import parse_day
-from ledger.exports.transactions import Head, Tally, Transaction, transaction_of
+from ledger.exports.transactions import Cut, Epochs, Head, Tally, Transaction, by_day, by_epoch, transaction_of
 from ledger.exports.write import Form, export
 from ledger.spool import Spool
 from ledger.statements import Statement, StatementBuilder
@@ -132,21 +132,33 @@ def transactions_of(told: list[Told]) -> list[Transaction]:
 
 
 def exported(
-    form: Form, told: list[Told], books: list[Books], *, until_day: int | None = None, run_transactions: int = 1000
+    form: Form,
+    told: list[Told],
+    books: list[Books],
+    *,
+    until_day: int | None = None,
+    run_transactions: int = 1000,
+    cuts: list[Cut] | None = None,
 ) -> str:
     """What the command does, without Kafka."""
-    tally = Tally()
-    with Spool(run_transactions) as spool:
-        for transaction in transactions_of(told):
-            if until_day is None or transaction.day <= until_day:
-                tally.add(transaction)
-                spool.add(transaction)
-        if until_day is None:
-            assert tally.balances == balances_of(books)
-            head = Head({b.partition: b.next_offset for b in books}, digest(books), None, tally)
-        else:
-            head = Head(tally.next_offsets, None, until_day, tally)
+    with Spool(run_transactions, by_epoch if form.by_epoch else by_day) as spool:
+        head = head_of(told, books, spool, until_day, cuts or [])
         return "".join(export(form, head, spool.ordered()))
+
+
+def head_of(
+    told: list[Told], books: list[Books], spool: Spool, until_day: int | None = None, cuts: list[Cut] | None = None
+) -> Head:
+    tally, epochs = Tally(), Epochs(cuts or [])
+    for transaction in transactions_of(told):
+        if until_day is None or transaction.day <= until_day:
+            transaction = transaction._replace(epoch=epochs.of(transaction.partition, transaction.offset))
+            tally.add(transaction)
+            spool.add(transaction)
+    if until_day is not None:
+        return Head(tally.next_offsets, None, until_day, tally)
+    assert tally.balances == balances_of(books)
+    return Head({b.partition: b.next_offset for b in books}, digest(books), None, tally, epochs.cuts)
 
 
 def statement_of(account: str, month: str, told: list[Told], books: list[Books]) -> Statement:

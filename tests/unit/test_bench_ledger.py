@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from infra.bench.ledger import Measured, Rate, synthetic, table
+from infra.bench.ledger import ARCHIVE, KAFKA, Measured, Rate, synthetic, table
+from infra.bench.ledger_peers import Peer, hledger
 from infra.bench.ledger_projection import WHAT, Projected
 from ledger.apply import step
 from ledger.books import Books
@@ -33,12 +37,22 @@ def test_every_event_of_the_bench_is_applied(count: int) -> None:
 
 
 def test_the_table_judges_the_bars() -> None:
-    names = ("append to Kafka, acked", *WHAT.values(), "replay from Kafka", "replay from the archive")
+    names = ("append to Kafka, acked", *WHAT.values(), KAFKA, ARCHIVE)
     projected = Projected(WHAT[2], 1_000_000, 25.0, 0, 0.9, 1.84, 3.2)
-    text = table(Measured([Rate(name, 1_000_000, 25.0) for name in names], [projected], 50_000_000, "abc"))
+    peers = [Peer("one", 100, 4.0), Peer("other", missing="it is not here")]
+    text = table(Measured([Rate(name, 1_000_000, 25.0) for name in names], [projected], 50_000_000, "abc", peers))
+    assert "| one | 100 | 4.0 | 25 |" in text
+    assert "- other: not measured, it is not here" in text
     assert "| append to Kafka, acked | 1,000,000 | 25.0 | 40,000 |" in text
     assert "projection into PostgreSQL of 15,000 usage events/s: 20,000, **met**" in text
     assert "20,000 usages/s over the whole backlog" in text
     assert "1.8 were busy, 0.9 of them with streams; load 3.2" in text
     assert "replay from Kafka of 150,000/s: 40,000, **NOT met**" in text
     assert "50 bytes an event" in text
+
+
+def test_hledger_reads_what_the_bench_exports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("hledger"):  # the exports' own tests install it
+        assert hledger(synthetic(1_000), tmp_path).events == 1_000
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    assert "apt install hledger" in hledger(synthetic(1_000), tmp_path).missing

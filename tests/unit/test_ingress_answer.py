@@ -12,11 +12,13 @@ import pytest
 
 from ingress import answer as answering
 from ingress.answer import ChatAnswer, cost_text
-from ingress.dispatch import AttemptFailed, ClientGone, JobRejected, Piece
+from ingress.chat import Piece
+from ingress.dialects import openai
+from ingress.failures import AttemptFailed, ClientGone, JobRejected
 from schemas.errors import ApiError
 from schemas.events import How
 
-HELLO = [Piece("Hel", 1), Piece("", 1), Piece("lo", 2), Piece("", 0, "stop")]
+HELLO = [Piece("Hel", 1), Piece("", 1), Piece("lo", 2), Piece("", 0, "stop", over=True)]
 
 
 class FakeRequest:
@@ -24,10 +26,12 @@ class FakeRequest:
 
     def __init__(self, *brings: Piece | Exception | None) -> None:
         self.id = "0190"
-        self.chat = SimpleNamespace(model="m")
+        self.chat = SimpleNamespace(model="m", choices=1)
         self.admitted = SimpleNamespace(payer="wallet:w", asset="SHIVER")
-        self.meter = SimpleNamespace(delivered=0)
+        self.delivered_tokens = 0
+        self.headers = [(b"x-shiver-node", b"node_0")]
         self.prompt_tokens = 9
+        self.image_tokens = 0
         self.ended: list[tuple[How, int]] = []
         self.log: list[str] = []
         self._brings = deque(brings)
@@ -37,18 +41,26 @@ class FakeRequest:
         if not self._brings:
             await self._gone.wait()
             raise ClientGone
+        self.headers = [(b"x-shiver-node", b"node_1")]  # whoever brought the first piece, and not who was asked first
         bring = self._brings.popleft()
         if isinstance(bring, Exception):
             raise bring
         return bring
+
+    def delivered(self, piece: Piece) -> None:
+        self.delivered_tokens += piece.tokens
 
     def client_gone(self) -> None:
         self._gone.set()
 
     async def finish(self, how: How) -> int:
         self.log.append("finish")
-        self.ended.append((how, self.meter.delivered))
+        self.ended.append((how, self.delivered_tokens))
         return 12_300_000
+
+
+def _form(usage: bool = False) -> openai.Answer:
+    return openai.Answer("0190", "m", 7, include_usage=usage)
 
 
 async def _write(request: FakeRequest, *, stream: bool = True, usage: bool = False, gone: bool = False) -> list[Any]:
@@ -64,7 +76,7 @@ async def _write(request: FakeRequest, *, stream: bool = True, usage: bool = Fal
             await asyncio.Event().wait()
         return {"type": "http.disconnect"}
 
-    answer: Any = ChatAnswer(request, stream=stream, include_usage=usage, pseudonym="node_1")  # type: ignore[arg-type]
+    answer: Any = ChatAnswer(request, _form(usage), stream=stream, route="small: 1 left")  # type: ignore[arg-type]
     await answer({"type": "http"}, receive, send)
     return sent
 
@@ -82,6 +94,7 @@ async def test_a_stream_is_settled_before_its_last_chunk_and_counts_what_was_sen
     sent = await _write(request)
     assert sent[0]["status"] == 200
     assert (b"x-shiver-node", b"node_1") in sent[0]["headers"]
+    assert (b"x-shiver-route", b"small: 1 left") in sent[0]["headers"]
     assert "".join(e["choices"][0]["delta"].get("content") or "" for e in _events(sent)) == "Hello"
     assert _events(sent)[-1]["cost"] == "0.0123 SHIVER"
     assert _text(sent).endswith("data: [DONE]\n\n")
@@ -117,7 +130,7 @@ async def test_the_head_goes_out_after_a_silence_and_a_ping_is_one_line() -> Non
 @pytest.mark.parametrize(
     ("error", "code", "how"),
     [
-        (AttemptFailed(How.NODE_DIED, "silent"), "provider_failed", How.NODE_DIED),
+        (AttemptFailed(How.NODE_DIED, "silent"), "all_providers_failed", How.NODE_DIED),
         (AttemptFailed(How.DEADLINE, "late"), "deadline_exceeded", How.DEADLINE),
         (JobRejected(ApiError("context_length_exceeded")), "context_length_exceeded", How.REJECTED),
     ],
@@ -143,7 +156,7 @@ async def test_after_the_first_token_a_failure_is_an_error_event_without_done() 
 
 async def test_a_failure_after_the_head_went_out_for_waiting_is_an_error_event_too() -> None:
     sent = await _write(FakeRequest(None, AttemptFailed(How.NODE_DIED, "silent")))
-    assert _events(sent)[-1]["error"]["code"] == "provider_failed"
+    assert _events(sent)[-1]["error"]["code"] == "all_providers_failed"
 
 
 @pytest.mark.parametrize(("stream", "delivered"), [(True, 1), (False, 0)])
@@ -161,7 +174,7 @@ async def test_a_client_that_takes_nothing_is_gone(monkeypatch: pytest.MonkeyPat
         if message["type"] == "http.response.body":
             await asyncio.Event().wait()
 
-    answer: Any = ChatAnswer(request, stream=True, include_usage=False, pseudonym="n")  # type: ignore[arg-type]
+    answer: Any = ChatAnswer(request, _form(), stream=True)  # type: ignore[arg-type]
     await answer({"type": "http"}, asyncio.Event().wait, send)
     assert request.ended == [(How.CLIENT_GONE, 0)]
 

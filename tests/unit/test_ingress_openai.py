@@ -8,17 +8,17 @@ from typing import Any
 import orjson
 import pytest
 
+from ingress.chat import Chat, Done, Piece
 from ingress.dialects import openai
-from ingress.dispatch import budget_tokens, hold_bound_nano
-from ingress.metering import prompt_bound_tokens
-from schemas.errors import TABLE, ApiError
+from ingress.metering import budget_tokens, hold_bound_nano, prompt_bound_tokens
+from schemas.errors import ApiError
 from schemas.events import ModelPrice
 
 PLAIN: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def _parse(**changes: Any) -> openai.ChatRequest:
-    return openai.parse(orjson.dumps({**PLAIN, **changes}))
+    return openai.read(orjson.dumps({**PLAIN, **changes}))
 
 
 def test_the_smallest_request() -> None:
@@ -56,10 +56,9 @@ def test_max_completion_tokens_goes_before_max_tokens() -> None:
         ({"max_tokens": 1.5}, "invalid_request", "max_tokens"),
         ({"stop": ["a"] * 5}, "invalid_request", "stop"),
         ({"stop": ""}, "invalid_request", "stop"),
-        ({"n": 2}, "invalid_request", "n"),
+        ({"n": 0}, "invalid_request", "n"),
+        ({"n": 9}, "invalid_request", "n"),
         ({"stream": "yes"}, "invalid_request", "stream"),
-        ({"tools": []}, "unsupported_parameter", "tools"),
-        ({"wizardry": 1}, "unsupported_parameter", "wizardry"),
     ],
 )
 def test_bad_input_is_refused_by_name(changes: dict[str, Any], code: str, param: str) -> None:
@@ -74,20 +73,20 @@ def test_bad_input_is_refused_by_name(changes: dict[str, Any], code: str, param:
 )
 def test_what_is_no_json(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        openai.parse(body)
+        openai.read(body)
     assert caught.value.code == "invalid_json"
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"x"', b"{}"])
 def test_json_of_another_shape(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
-        openai.parse(body)
+        openai.read(body)
     assert caught.value.code == "invalid_request"
 
 
 def test_a_missing_model_is_named() -> None:
     with pytest.raises(ApiError) as caught:
-        openai.parse(orjson.dumps({"messages": PLAIN["messages"]}))
+        openai.read(orjson.dumps({"messages": PLAIN["messages"]}))
     assert caught.value.param == "model"
 
 
@@ -97,14 +96,6 @@ def test_an_error_never_repeats_the_prompt() -> None:
     assert "canary" not in json.dumps(caught.value.body())
 
 
-def test_every_error_has_a_status_and_a_sentence() -> None:
-    for code, row in TABLE.items():
-        assert 400 <= row.status < 600, code
-        assert row.message.endswith("."), code
-        assert ApiError(code).body()["error"]["code"] == code
-    assert {code for code, row in TABLE.items() if row.status == 503 and row.retry_after_s is None} == {"provider_lost"}
-
-
 def _chunks(data: bytes) -> list[Any]:
     return [json.loads(line[6:]) for line in data.decode().split("\n\n") if line and line != "data: [DONE]"]
 
@@ -112,7 +103,7 @@ def _chunks(data: bytes) -> list[Any]:
 @pytest.mark.parametrize("include_usage", [True, False])
 def test_stream_chunks(include_usage: bool) -> None:
     answer = openai.Answer("id", "m", 7, include_usage=include_usage)
-    data = answer.begin() + answer.delta('7 "plus"\n') + answer.end("stop", 4, 2, "0.1 SHIVER")
+    data = answer.begin() + answer.delta(Piece('7 "plus"\n', 2)) + answer.end(Done(["stop"], 4, 2, "0.1 SHIVER"))
     assert data.endswith(b"data: [DONE]\n\n")
     chunks = _chunks(data)
     for chunk in chunks:
@@ -132,12 +123,12 @@ def test_stream_chunks(include_usage: bool) -> None:
 
 def test_the_bound_is_no_less_than_a_token_for_each_byte() -> None:
     messages = [{"role": "user", "content": "é" * 100}, {"role": "system", "content": "x"}]
-    assert prompt_bound_tokens(messages) > 200 + 1 + len("usersystem")
+    assert prompt_bound_tokens(Chat("m", messages)) > 200 + 1 + len("usersystem")
 
 
 def test_the_hold_is_capped_by_the_context() -> None:
     price = ModelPrice(model="m", in_nano=10, out_nano=100)
     chat = _parse(max_tokens=50).chat()
-    assert hold_bound_nano(chat, price, 1000) == 10 * prompt_bound_tokens(chat.messages) + 100 * 50
+    assert hold_bound_nano(chat, price, 1000) == 10 * prompt_bound_tokens(chat) + 100 * 50
     assert hold_bound_nano(chat, price, 20) == 10 * 20 + 100 * 20
     assert budget_tokens(_parse().chat(), 100_000) == 4096

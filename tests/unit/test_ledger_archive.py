@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ledger.apply import apply
 from ledger.archive import Archive, ArchiveCorrupt, ArchiveUnavailable
 from ledger.books import Books
+from ledger.commands import group
 from ledger.decide import decide
 from ledger.invariants import Running
 from ledger.manifest import ArchivedFile, Manifest, file_name, load
 from ledger.parquet import ROW_GROUP_RECORDS, decode, encode
 from ledger.reader import Record
-from schemas.events import Event, RequestAccepted, RequestFailed, WalletCredited
+from schemas.events import Event, RequestAccepted, RequestFailed, WalletCredited, dump
 from schemas.ids import uuid7
 
 T0 = 1_800_000_000_000
@@ -27,8 +29,8 @@ def some(count: int, first: int = 0) -> list[Record]:
 
 
 def manifest() -> Manifest:
-    made = Manifest(2, 100)
-    for partition, first, following in ((0, 0, 100), (0, 100, 200), (0, 200, 250), (1, 0, 100)):
+    made = Manifest(2, 128)
+    for partition, first, following in ((0, 0, 128), (0, 128, 256), (0, 256, 300), (1, 0, 128)):
         made.add(ArchivedFile(partition, first, following, file_name(partition, first, following), 9, "ab", "cd"))
     return made
 
@@ -49,9 +51,9 @@ def test_any_reader_of_parquet_reads_it(tmp_path: Path) -> None:
 
     (tmp_path / "x.parquet").write_bytes(encode(some(3)))
     table = pyarrow.parquet.read_table(tmp_path / "x.parquet")
-    assert table.column_names == ["partition", "offset", "key", "value"]
+    assert table.column_names[:4] == ["partition", "offset", "key", "value"]
     assert table.column("value").to_pylist() == [b'{"n":0}', b'{"n":1}', b'{"n":2}']
-    assert pyarrow.parquet.read_metadata(tmp_path / "x.parquet").created_by == "shiver ledger archive 1"
+    assert pyarrow.parquet.read_metadata(tmp_path / "x.parquet").created_by == "shiver ledger archive 2"
 
 
 @pytest.mark.parametrize("data", [b"", b"PAR1", b"x" * 100, encode(some(3))[:-9]])
@@ -64,7 +66,7 @@ def test_the_manifest_is_canonical() -> None:
     data = manifest().dump()
     again = load(data)
     assert again.dump() == data
-    assert [again.end(p) for p in (0, 1)] == [250, 100]
+    assert [again.end(p) for p in (0, 1)] == [300, 128]
     tail = again.last(0)
     assert tail is not None
     assert not again.is_closed(tail)
@@ -84,15 +86,15 @@ def test_every_flipped_byte_of_the_manifest_is_seen() -> None:
 
 def test_a_tail_is_replaced_and_a_hole_refused() -> None:
     made = manifest()
-    longer = ArchivedFile(0, 200, 300, file_name(0, 200, 300), 9, "ab", "cd")
+    longer = ArchivedFile(0, 256, 384, file_name(0, 256, 384), 9, "ab", "cd")
     replaced = made.add(longer)
     assert replaced is not None
-    assert (replaced.first, replaced.next) == (200, 250)
-    for partition, first, following in ((1, 200, 300), (1, 0, 100), (1, 100, 201), (1, 100, 100)):
+    assert (replaced.first, replaced.next) == (256, 300)
+    for partition, first, following in ((1, 256, 384), (1, 0, 128), (1, 128, 257), (1, 128, 128)):
         with pytest.raises(ValueError, match="does not follow"):
             made.add(ArchivedFile(partition, first, following, file_name(partition, first, following), 9, "ab", "cd"))
     with pytest.raises(ValueError, match="is not the name"):
-        made.add(ArchivedFile(1, 100, 200, "../elsewhere.parquet", 9, "ab", "cd"))
+        made.add(ArchivedFile(1, 128, 256, "../elsewhere.parquet", 9, "ab", "cd"))
 
 
 def test_a_folder_without_an_archive_is_said(tmp_path: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_folder_without_an_archive_is_said(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes(manifest().dump())
     with pytest.raises(ArchiveUnavailable, match="has 2 partitions where 4"):
         Archive.open(tmp_path, 4)
-    with pytest.raises(ArchiveCorrupt, match=r"partition-00000/0+-0+100.parquet .*offsets 0 to 99.* is missing"):
+    with pytest.raises(ArchiveCorrupt, match=r"partition-00000/0+-0+128.parquet .*offsets 0 to 127.* is missing"):
         Archive.open(tmp_path)
 
 
@@ -164,3 +166,29 @@ def test_the_running_invariants_see_an_end_that_is_not_the_last() -> None:
     )  # fmt: skip
     running.take(accept, Decision(Outcome.APPLIED, request=request_of(accept)))
     assert running.wrong(books) == [f"request {RID} goes on after its end"]
+
+
+def test_a_range_is_a_power_of_two(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no power of two"):
+        Manifest(2, 100)
+    refused = CliRunner().invoke(group, ["archive", "--out", str(tmp_path / "a"), "--range", "100"])
+    assert refused.exit_code == 2
+    assert "100 is no power of two" in refused.output
+    assert not (tmp_path / "a").exists()
+
+
+def test_an_archive_of_the_first_format_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes(manifest().dump().replace(b"archive 2", b"archive 1"))
+    with pytest.raises(ArchiveCorrupt, match=r"manifest.json: it is of format 1, .* archive the log again"):
+        Archive.open(tmp_path)
+
+
+def test_the_columns_are_for_any_reader_too(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    event = credit(7, "r")
+    (tmp_path / "x.parquet").write_bytes(encode([Record(0, 0, b"w", dump(event)), Record(0, 1, b"w", b"{}")]))
+    rows = pyarrow.parquet.read_table(tmp_path / "x.parquet").to_pylist()
+    told = {"type": "wallet.credited", "wallet": "w", "at_ms": T0, "asset": "SHIVER", "amount_nano": 7}
+    assert rows[0].items() >= {**told, "external_ref": "r", "request_hi": None}.items()
+    assert [rows[1][name] for name in ("type", "wallet", "at_ms", "value")] == [None, None, 0, b"{}"]

@@ -29,7 +29,7 @@ from ledger.exports.csvs import Csv
 from ledger.exports.dates import END_MS, iso_day, iso_time, month_ms, parse_day
 from ledger.exports.hledger import Hledger
 from ledger.exports.names import from_beancount, from_hledger, from_plain, plain, to_beancount, to_hledger
-from ledger.exports.transactions import ExportError, Head, Tally, format_cut, sort_key
+from ledger.exports.transactions import ExportError, Head, Tally, by_day, format_cut
 from ledger.exports.write import Form, export
 from ledger.spool import Spool
 
@@ -171,12 +171,12 @@ def test_the_spool_sorts_what_does_not_fit() -> None:
         with Spool(run_transactions) as spool:
             for transaction in many:
                 spool.add(transaction)
-            assert list(spool.ordered()) == sorted(many, key=sort_key)
+            assert list(spool.ordered()) == sorted(many, key=by_day)
 
 
 def test_transactions_that_are_not_those_counted_are_refused() -> None:
     told, books = fold(small_log())
-    many = sorted(transactions_of(told), key=sort_key)
+    many = sorted(transactions_of(told), key=by_day)
     tally = Tally()
     for transaction in many:
         tally.add(transaction)
@@ -192,7 +192,7 @@ def test_a_cut_is_written_as_until_takes_it() -> None:
 @pytest.mark.parametrize("path", sorted(Path(exports.__file__).parent.glob("*.py")), ids=lambda path: path.name)
 def test_exports_are_pure(path: Path) -> None:
     """No file, clock, network or float."""
-    allowed = {"__future__", "collections", "csv", "datetime", "html", "io", "json", "re", "typing", "urllib"}
+    allowed = {"__future__", "bisect", "collections", "csv", "datetime", "html", "io", "json", "re", "typing", "urllib"}
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):

@@ -28,7 +28,10 @@ class Builder:
 
 
 class Broker:
-    """What reached the log, and what becomes of the next batches: "ok", "lost", "written" (yet failed), "silent"."""
+    """What reached the log, and what becomes of the next batches: "ok", "lost", "written" (yet failed), "silent".
+
+    A "late" one is written, and answered when the next one is on its way.
+    """
 
     def __init__(self) -> None:
         self.records: list[bytes] = []
@@ -37,6 +40,7 @@ class Broker:
         self.producers = 0
         self.partitions = 1
         self.in_flight = 0
+        self.late: list[tuple[asyncio.Future[Any], int]] = []
 
     def make(self, **_: Any) -> Producer:
         self.producers += 1
@@ -65,6 +69,9 @@ class Producer:
     async def send_batch(self, batch: Builder, _topic: str, *, partition: int) -> asyncio.Future[Any]:
         assert partition == 0
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        while self.broker.late:
+            old, first = self.broker.late.pop()
+            old.set_result(SimpleNamespace(offset=first))
         self.broker.in_flight += 1
         assert self.broker.in_flight == 1, "a second batch of one partition is on its way"
         what = self.broker.script.pop(0) if self.broker.script else "ok"
@@ -74,10 +81,12 @@ class Producer:
     def answer(self, what: str, batch: Builder, answer: asyncio.Future[Any]) -> None:
         self.broker.in_flight -= 1
         first = len(self.broker.records)
-        if what in ("ok", "written", "unplaced"):
+        if what in ("ok", "written", "unplaced", "late"):
             self.broker.records += batch.values
         if what == "ok":
             answer.set_result(SimpleNamespace(offset=first))
+        elif what == "late":
+            self.broker.late.append((answer, first))
         elif what == "unplaced":
             answer.set_result(SimpleNamespace(offset=-1))
         elif what in ("lost", "written"):
@@ -109,7 +118,9 @@ def first_copies(broker: Broker) -> list[int]:
     return list(dict.fromkeys(refs))
 
 
-@pytest.mark.parametrize("script", [["lost"], ["written"], ["ok", "lost", "written", "lost"], ["unplaced"], ["silent"]])
+@pytest.mark.parametrize(
+    "script", [["lost"], ["written"], ["ok", "lost", "written", "lost"], ["unplaced"], ["silent"], ["late"]]
+)
 async def test_c8_any_failure_replaces_the_producer_and_keeps_the_order(
     broker: Broker, script: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -133,6 +134,28 @@ async def node() -> AsyncIterator[Node]:
     await engine.unload()
 
 
+async def test_the_time_to_the_first_token_is_measured_and_tells_of_late(node: Node) -> None:
+    loop = asyncio.get_running_loop()
+    node.engine.broken = False
+
+    async def ask(**changes: Any) -> Tally:
+        tally = await node.ask(**changes)
+        while node.runner.running:
+            await asyncio.sleep(0)
+        return tally
+
+    assert (await ask(max_tokens=0)).completion_tokens == 0
+    assert node.runner.first_token_ms is None  # it had none
+    before_s = loop.time()
+    await ask()
+    first_ms = node.runner.first_token_ms
+    assert first_ms is not None
+    assert 0 <= first_ms <= (loop.time() - before_s) * 1000
+    node.runner.first_token_ms = 10_000.0
+    await ask()
+    assert node.runner.first_token_ms == pytest.approx(8_000, rel=0.1)
+
+
 async def test_an_engine_that_crashes_is_loaded_again(node: Node) -> None:
     tally = await node.ask()
     assert (tally.terminal.code, tally.completion_tokens) == ("engine_error", 2)
@@ -144,6 +167,17 @@ async def test_an_engine_that_crashes_is_loaded_again(node: Node) -> None:
     assert (node.engine.loads, node.runner.slots) == (2, 4)
     tally = await node.ask()
     assert (tally.terminal.finish, tally.completion_tokens) == ("length", 8)
+    assert node.runner.busy == 0
+
+
+async def test_choices_that_break_together_are_one_failure_and_no_log_quotes_them(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    tally = await node.ask(n=4)
+    assert (tally.terminal.kind, tally.terminal.code) == ("failed", "engine_error")
+    await asyncio.sleep(0.05)
+    gc.collect()  # asyncio logs an error that nobody asked a task for when the task goes
+    assert "secret" not in caplog.text
     assert node.runner.busy == 0
 
 

@@ -254,7 +254,7 @@ def test_an_event_that_is_not_known_exactly_is_refused_and_not_repeated(change: 
 
 
 def test_every_type_of_event_has_golden_bytes() -> None:
-    assert {type(event) for event in GOLDEN.values()} == set(get_args(get_args(events.Event)[0]))
+    assert {type(event) for event in GOLDEN.values()} == set(get_args(get_args(events.Written)[0]))
 
 
 @pytest.mark.parametrize(("golden", "event"), GOLDEN.items())

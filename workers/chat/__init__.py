@@ -1,1 +1,2 @@
-"""From chat messages to token ids (`template.py`, read it first) and the end of a text (`stops.py`)."""
+"""From messages to ids (`template.py`, read it first), what the answer may be (`tools.py`, `schemas.py`: tool calls and
+JSON as grammars), and the way back: tool calls out of text (`calls.py`) and its end (`stops.py`)."""

@@ -70,6 +70,9 @@ class ChatTemplate:
         bos_text, eos_text: what the template sees as bos_token and eos_token.
         limit_chars: longest prompt it may render.
 
+    Attributes:
+        source: the Jinja template.
+
     Raises: ChatTemplateError for a template that does not parse.
     """
 
@@ -85,6 +88,7 @@ class ChatTemplate:
         self._special_tokens = tuple(sorted((token for token in special_tokens if token), key=len, reverse=True))
         self._names = {"bos_token": bos_text, "eos_token": eos_text}
         self._limit_chars = limit_chars
+        self.source = source
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:

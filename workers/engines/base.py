@@ -4,19 +4,31 @@ Errors, all of them (a caller that catches `EngineError` has caught everything a
 
     EngineError                 something an engine could not do
     |-- GenerationInvalid       the request itself is wrong: no prompt, an id outside the vocabulary, a negative budget
-    |   `-- PromptTooLong       the prompt leaves no room for one new token; the node answers `rejected`
+    |   |-- PromptTooLong       the prompt leaves no room for one new token; the node answers `rejected`
+    |   |-- ImageInvalid        an image cannot be read
+    |   `-- NotSupported        this model has no eyes, or makes no text, or no vectors
     |-- EngineNotLoaded         generate, tokenize before load() or after unload()
     |-- EngineBusy              no slot came free in the bounded time a generation waits for one
     |-- EngineUnavailable       it cannot run here: library, GPU or model missing; the message says what to do
     `-- EngineCrashed           it ran and broke, or fell silent; the ids streamed so far stay valid
 """
 
+from __future__ import annotations
+
 import secrets
-from collections.abc import AsyncGenerator, Mapping
+from array import array
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from workers.engines.grammar import Grammar, Matcher
+
 Finish = Literal["stop", "length"]
+
+#: Stands for an image among the ids of a prompt.
+IMAGE = -1
+#: What a logprob is said to be where a token cannot come: JSON has no infinity.
+LOGPROB_MIN = -9999.0
 
 # Engines take 32-bit seeds; the last value means "pick one" to llama.cpp, so the fold stays below it.
 SEED_SPAN = 0xFFFF_FFFF
@@ -42,6 +54,14 @@ class PromptTooLong(GenerationInvalid):
         super().__init__(f"the prompt has {prompt_tokens} tokens, this model takes at most {limit_tokens}")
         self.prompt_tokens = prompt_tokens
         self.limit_tokens = limit_tokens
+
+
+class ImageInvalid(GenerationInvalid):
+    """An image cannot be read."""
+
+
+class NotSupported(GenerationInvalid):
+    """The model cannot do this at all; `Facts` says what it can."""
 
 
 class EngineNotLoaded(EngineError):
@@ -75,6 +95,10 @@ class Facts:
         special_tokens: texts that `tokenize(special=True)` reads as control tokens.
         bos_text: text of the model's first token, "" without one; chat templates ask for it.
         eos_text: text of the end-of-turn token, "" without one.
+        makes_text: whether it generates; a model for embeddings does not.
+        sees: whether prompts may hold images.
+        embedding_size: numbers of a vector, 0 where it makes none.
+        tells_logprobs: whether generations may ask for them.
         notes: what an operator should know, such as what is lost without flash-attn.
     """
 
@@ -88,6 +112,10 @@ class Facts:
     special_tokens: tuple[str, ...] = ()
     bos_text: str = ""
     eos_text: str = ""
+    makes_text: bool = True
+    sees: bool = False
+    embedding_size: int = 0
+    tells_logprobs: bool = True
     notes: tuple[str, ...] = ()
 
 
@@ -118,17 +146,38 @@ class Generation:
     """One generation.
 
     Attributes:
-        prompt_ids: the prompt, template and all; at least one id.
+        prompt_ids: the prompt, template and all; at least one id. IMAGE stands where an image does.
         prefix_ids: ids that an earlier attempt already generated; the engine goes on after them and does not repeat
             them. Greedy, the continuation is the one the first attempt would have brought; sampled, it is drawn anew.
         max_tokens: how many new ids may come, the prefix not counted. The context may end it sooner ("length").
         sampling: how ids are drawn.
+        constraint: what may be said, prefix included; it ends ("stop") where nothing more may follow.
+        logprobs: how many alternatives to tell with each id, None for no logprobs at all.
+        images: files, one for each IMAGE of the prompt, in order.
     """
 
     prompt_ids: tuple[int, ...]
     max_tokens: int
     prefix_ids: tuple[int, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
+    constraint: Grammar | None = None
+    logprobs: int | None = None
+    images: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """How likely an id was, as the model has it: before temperature, penalties, biases and constraint.
+
+    Attributes:
+        id: the id.
+        logprob: natural logarithm of its probability, LOGPROB_MIN at the least.
+        top: the likeliest ids in its place with theirs, most likely first.
+    """
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +188,19 @@ class Piece:
         ids: new ids in order; never the end-of-turn id.
         text: their text. Bytes of a character that is not complete yet are withheld and come with a later piece; what
             never became UTF-8 reads as U+FFFD. Ids and text of one piece need not cover the same bytes, all pieces do.
-        finish: None until the last piece; then "stop" (the model ended its turn) or "length" (budget or context).
+        finish: None until the last piece; then "stop" (the model ended its turn, or the constraint the text) or
+            "length" (budget or context).
+        chances: one for each id, where logprobs were asked for.
+        whole: no byte of these ids, or of any before, is withheld: a later attempt may go on from here.
+        image_tokens: on the first piece of a generation with images, which has no ids: what they take of the context.
     """
 
     ids: tuple[int, ...]
     text: str
     finish: Finish | None = None
+    chances: tuple[Chance, ...] = ()
+    whole: bool = True
+    image_tokens: int | None = None
 
 
 class Engine(Protocol):
@@ -156,20 +212,25 @@ class Engine(Protocol):
         ...
 
     async def load(self) -> None:
-        """Get ready to generate. A second call changes nothing. Raises EngineUnavailable."""
+        """Get ready to work. A second call changes nothing. Raises EngineUnavailable."""
         ...
 
     async def unload(self) -> None:
         """Stop what runs (it ends in EngineNotLoaded) and free the memory. May be called at any time, twice too."""
         ...
 
-    async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """The ids of a text, nothing added at either end.
+    async def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
+        """The ids of a text, nothing added at its end.
 
         Args:
             text: any text.
             special: read the texts of control tokens as these tokens. False for what users wrote.
+            begin: put before it what the model wants before every text. Templates write that themselves.
         """
+        ...
+
+    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of texts that are to be embedded: no control tokens are read, and the model's first one is added."""
         ...
 
     def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
@@ -178,29 +239,73 @@ class Engine(Protocol):
         Closing the iterator (aclose, or cancelling the task that reads it) stops the work and frees the slot, before
         the first token too. A reader that is slow holds up nobody else.
 
-        Raises (from the first step on): PromptTooLong, GenerationInvalid, EngineNotLoaded, EngineBusy, EngineCrashed.
+        Raises (from the first step on): PromptTooLong, ImageInvalid, NotSupported, GenerationInvalid,
+        EngineNotLoaded, EngineBusy, EngineCrashed.
         """
+        ...
+
+    async def embed(self, ids: Sequence[int]) -> array[float]:
+        """The vector of one input: `Facts.embedding_size` numbers of four bytes ("f"), of length 1.
+
+        Raises: PromptTooLong, NotSupported, GenerationInvalid, EngineNotLoaded, EngineBusy, EngineCrashed.
+        """
+        ...
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of an id; of a control token none. Raises EngineNotLoaded."""
         ...
 
 
 def budget_tokens(generation: Generation, facts: Facts) -> int:
     """Check a generation against a model; how many new ids it may bring, the context's end considered.
 
-    Raises: PromptTooLong, GenerationInvalid.
+    What images take of the context only the engine knows.
+
+    Raises: PromptTooLong, NotSupported, GenerationInvalid.
     """
-    if not generation.prompt_ids:
-        raise GenerationInvalid("the prompt has no tokens")
+    if not facts.makes_text:
+        raise NotSupported("this model makes no text")
+    if generation.images and not facts.sees:
+        raise NotSupported("this model takes no images")
+    if generation.logprobs is not None and not facts.tells_logprobs:
+        raise NotSupported("this engine tells no logprobs")
+    if generation.prompt_ids.count(IMAGE) != len(generation.images):
+        raise GenerationInvalid("the prompt has places for more images, or for fewer")
     if generation.max_tokens < 0:
         raise GenerationInvalid(f"max_tokens is {generation.max_tokens}, it cannot be negative")
-    highest = facts.vocabulary_size - 1
-    for ids in (generation.prompt_ids, generation.prefix_ids, tuple(generation.sampling.logit_bias)):
-        if ids and not 0 <= min(ids) <= max(ids) <= highest:
-            raise GenerationInvalid(f"a token id lies outside 0..{highest}")
-    if len(generation.prompt_ids) >= facts.context_tokens:
-        raise PromptTooLong(len(generation.prompt_ids), facts.context_tokens - 1)
-    room = facts.context_tokens - len(generation.prompt_ids) - len(generation.prefix_ids)
+    prompt_ids = tuple(token_id for token_id in generation.prompt_ids if token_id != IMAGE)
+    for ids in (generation.prefix_ids, tuple(generation.sampling.logit_bias)):
+        check_ids(ids, facts)
+    check_prompt(prompt_ids, facts)
+    room = facts.context_tokens - len(prompt_ids) - len(generation.prefix_ids)
     # A prefix that fills the context is an earlier attempt that was about to end by length: no error, nothing to add.
     return max(0, min(generation.max_tokens, room))
+
+
+def check_prompt(ids: Sequence[int], facts: Facts) -> None:
+    """Raises PromptTooLong, GenerationInvalid."""
+    if not ids:
+        raise GenerationInvalid("the prompt has no tokens")
+    check_ids(ids, facts)
+    if len(ids) >= facts.context_tokens:
+        raise PromptTooLong(len(ids), facts.context_tokens - 1)
+
+
+def check_ids(ids: Sequence[int], facts: Facts) -> None:
+    """Raises GenerationInvalid."""
+    if ids and not 0 <= min(ids) <= max(ids) < facts.vocabulary_size:
+        raise GenerationInvalid(f"a token id lies outside 0..{facts.vocabulary_size - 1}")
+
+
+def constraint_after(constraint: Grammar, text: str) -> Matcher:
+    """A constraint brought to the point where a text ends: that of the prefix.
+
+    Raises: GenerationInvalid where the text is none of the constraint's, or ends inside a character.
+    """
+    matcher = Matcher(constraint)
+    if not matcher.feed(text):
+        raise GenerationInvalid("the prefix does not fit the constraint")
+    return matcher
 
 
 def engine_seed(generation: Generation) -> int:

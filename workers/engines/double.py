@@ -1,32 +1,47 @@
 """The engine double: known tokens at a known pace and almost no CPU, for tests and for measuring the gateway itself.
 
 It speaks bytes: ids 0..255 are the bytes, 256.. the control tokens. What it says follows from the prompt (and, when
-sampled, from the seed) alone, so that a continuation from any prefix is exact.
+sampled, from the seed) alone, so that a continuation from any prefix is exact. Under a constraint it says its words
+where they fit and else the shortest that does. An image is 16 tokens and changes what it says.
 """
 
 import asyncio
+import hashlib
+import math
 import os
 import re
 import zlib
-from collections.abc import AsyncGenerator
+from array import array
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Self
 
 from workers.engines.base import (
+    IMAGE,
+    Chance,
     EngineNotLoaded,
     EngineUnavailable,
     Facts,
     Finish,
     Generation,
+    GenerationInvalid,
+    ImageInvalid,
     Piece,
+    PromptTooLong,
     budget_tokens,
+    check_prompt,
+    constraint_after,
     engine_seed,
 )
+from workers.engines.grammar import Matcher
 from workers.engines.slots import Slots
 from workers.engines.vocabulary import TextAssembler
 
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
 _TABLE = tuple(bytes([n]) for n in range(256)) + (b"",) * len(SPECIAL_TOKENS)
+IMAGE_TOKENS = 16
+EMBEDDING_SIZE = 1536
+_LOGPROB = -0.125
 # Characters of one to four bytes: whoever cuts text at token borders meets every case.
 _SAYING = "the shark räkt 7 → 🦈 and swims; ".encode()
 
@@ -56,6 +71,8 @@ class DoubleEngine:
             weights_bytes=0,
             special_tokens=SPECIAL_TOKENS,
             eos_text="<|im_end|>",
+            sees=True,
+            embedding_size=EMBEDDING_SIZE,
             notes=("an engine double: it has no model",),
         )
         self._slots = Slots(slots, wait_s=600.0)
@@ -89,7 +106,7 @@ class DoubleEngine:
             self._gone.set()
             self._gone = None
 
-    async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+    async def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
         """See Engine.tokenize."""
         self._require_loaded()
         ids: list[int] = []
@@ -100,38 +117,98 @@ class DoubleEngine:
                 ids.extend(part.encode("utf-8", errors="replace"))
         return ids
 
+    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """See Engine.tokenize_inputs."""
+        return [await self.tokenize(text, special=False) for text in texts]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See Engine.token_bytes."""
+        self._require_loaded()
+        return _TABLE[token_id]
+
+    async def embed(self, ids: Sequence[int]) -> "array[float]":
+        """See Engine.embed."""
+        self._require_loaded()
+        check_prompt(ids, self._facts)
+        await self._slots.take()
+        try:
+            await asyncio.sleep(0)
+            digest = hashlib.shake_256(",".join(map(str, ids)).encode()).digest(EMBEDDING_SIZE)
+        finally:
+            self._slots.give()
+        numbers = [byte - 127.5 for byte in digest]
+        length = math.sqrt(sum(number * number for number in numbers))
+        return array("f", (number / length for number in numbers))
+
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         """See Engine.generate."""
         gone = self._require_loaded()
         budget = budget_tokens(generation, self._facts)
-        said = len(generation.prefix_ids)
-        saying = self._saying(generation)
-        end = min(said + budget, max(said, self._tokens))
-        finish: Finish = "stop" if said + budget > end else "length"
+        words = self._words(generation, budget)
         text = TextAssembler(_TABLE, generation.prefix_ids)
         await self._slots.take()
         try:
             loop = asyncio.get_running_loop()
             due = loop.time()
-            for at in range(said, end):
+            if generation.images:
+                yield Piece((), "", image_tokens=self._look(generation))
+            held = next(words, None)
+            if held is None:
+                finish: Finish = "stop" if budget else "length"
+                yield Piece((), text.flush(), finish)
+                return
+            for count in range(1, budget + 1):
                 due += self._interval_s
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 if gone.is_set():
                     raise EngineNotLoaded("the engine was unloaded in mid-generation")
-                token_id = saying[at % len(saying)]
-                piece_text = text.feed((token_id,))
-                if at + 1 < end:
-                    yield Piece((token_id,), piece_text)
-                else:
-                    yield Piece((token_id,), piece_text + text.flush(), finish)
-            if end == said:
-                yield Piece((), text.flush(), finish)
+                token_id, held = held, next(words, None) if count < budget else None
+                piece_text, chances = text.feed((token_id,)), _chances(token_id, generation.logprobs)
+                if held is not None:
+                    yield Piece((token_id,), piece_text, None, chances, text.whole)
+                    continue
+                finish = "stop" if count < budget else "length"
+                yield Piece((token_id,), piece_text + text.flush(), finish, chances)
+                return
         finally:
             self._slots.give()
 
+    def _words(self, generation: Generation, budget: int) -> Iterator[int]:
+        """The ids that follow the prefix, until it has said enough."""
+        said, saying = len(generation.prefix_ids), self._saying(generation)
+        if generation.constraint is None:
+            return iter([saying[at % len(saying)] for at in range(said, min(said + budget, max(said, self._tokens)))])
+        assembler = TextAssembler(_TABLE)
+        before = assembler.feed(generation.prefix_ids)
+        if not assembler.whole:
+            raise GenerationInvalid("a constrained generation cannot go on from inside a character")
+        return self._fitting(constraint_after(generation.constraint, before), saying.decode(), len(before), said)
+
+    def _fitting(self, matcher: Matcher, saying: str, chars: int, said: int) -> Iterator[int]:
+        while not matcher.done:
+            char = saying[chars % len(saying)]
+            if said >= self._tokens or not matcher.feed(char):
+                if matcher.accepts:
+                    return
+                char = chr(matcher.choices()[0][0].ranges[0][0])
+                matcher.feed(char)
+            yield from char.encode()
+            chars += 1
+            said += len(char.encode())
+
+    def _look(self, generation: Generation) -> int:
+        tokens = IMAGE_TOKENS * len(generation.images)
+        if not all(generation.images):
+            raise ImageInvalid("an image is empty")
+        used = len(generation.prompt_ids) - len(generation.images) + tokens
+        if used >= self._facts.context_tokens:
+            raise PromptTooLong(used, self._facts.context_tokens - 1)
+        return tokens
+
     def _saying(self, generation: Generation) -> bytes:
         """The saying, turned so that another prompt (or another seed) begins at another word."""
-        turn = zlib.crc32(b"".join(token_id.to_bytes(4, "little") for token_id in generation.prompt_ids))
+        seen = b"".join(token_id.to_bytes(4, "little") for token_id in generation.prompt_ids if token_id != IMAGE)
+        turn = zlib.crc32(seen + b"".join(generation.images))
         if generation.sampling.temperature > 0:
             seed = generation.sampling.seed
             turn += engine_seed(generation) if seed is None else seed
@@ -143,3 +220,11 @@ class DoubleEngine:
         if self._gone is None:
             raise EngineNotLoaded("the engine is not loaded: call load() first")
         return self._gone
+
+
+def _chances(token_id: int, count: int | None) -> tuple[Chance, ...]:
+    """Itself first, then the ids behind it, ever less likely."""
+    if count is None:
+        return ()
+    top = tuple(((token_id + n) % len(_TABLE), _LOGPROB if n == 0 else -2.5 - n) for n in range(count))
+    return (Chance(token_id, _LOGPROB, top),)

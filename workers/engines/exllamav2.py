@@ -10,6 +10,7 @@ Written from the source of exllamav2 0.3.2. What to know before changing anythin
   them the generator runs one job at a time.
 - Its sampler's defaults change the output (temperature 0.8, repetition penalty 1.025, top_k 50): set them all.
 - Its tokenizer reads control tokens out of any text. Ours is made from tokenizer.json, once with and once without.
+- A filter (a constraint) gives a set of ids per step; its end is an end-of-turn id that is allowed alone.
 - Ids of an incomplete character and the end-of-turn id arrive as `held` in the last result.
 """
 
@@ -17,7 +18,8 @@ import asyncio
 import contextlib
 import importlib.util
 import threading
-from collections.abc import AsyncGenerator, Callable
+from array import array
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +32,16 @@ from workers.engines.base import (
     Facts,
     Finish,
     Generation,
+    GenerationInvalid,
+    NotSupported,
     Piece,
     budget_tokens,
+    constraint_after,
     engine_seed,
 )
 from workers.engines.exllamav2_model import LoadedModel, load_model
 from workers.engines.slots import Slots
+from workers.engines.token_filter import TokenFilter
 from workers.engines.vocabulary import TextAssembler
 
 _LOAD_LIMIT_S = 1800.0  # the first import compiles the CUDA extension
@@ -123,7 +129,9 @@ class _Generator:
 
         await asyncio.wait_for(asyncio.wrap_future(self._submit(make())), timeout_s)
 
-    def run(self, generation: Generation, budget: int, stream: _Stream) -> Callable[[], None]:
+    def run(
+        self, generation: Generation, budget: int, stream: _Stream, follower: TokenFilter | None = None
+    ) -> Callable[[], None]:
         """Start a job; its results go to the stream. Returns what stops it, callable at any time, more than once.
 
         Raises: EngineCrashed once close() has begun.
@@ -141,7 +149,7 @@ class _Generator:
         async def begin() -> None:
             if stopped.is_set():
                 return
-            task = asyncio.get_running_loop().create_task(self._drive(generation, budget, stream))
+            task = asyncio.get_running_loop().create_task(self._drive(generation, budget, stream, follower))
             handle.append(task)
             self._jobs.add(task)
             task.add_done_callback(ended)
@@ -179,13 +187,13 @@ class _Generator:
     def _submit(self, work: Any) -> "Future[Any]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def _drive(self, generation: Generation, budget: int, stream: _Stream) -> None:
+    async def _drive(self, generation: Generation, budget: int, stream: _Stream, follower: TokenFilter | None) -> None:
         job: Any = None
         ended = False
         try:
             if self._generator.iteration_task.done():
                 raise EngineCrashed(self.fault or "the generator's loop has ended")
-            job = self.model.new_job(self._generator, generation, budget, engine_seed(generation))
+            job = self.model.new_job(self._generator, generation, budget, engine_seed(generation), follower)
             async for result in job:
                 if (read := read_result(result)) is not None:
                     stream.put(read)
@@ -261,9 +269,23 @@ class ExLlamaV2Engine:
             raise EngineCrashed(f"exllamav2 did not stop within {self._silence_s:g} s")
         await asyncio.to_thread(generator.model.unload)
 
-    async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+    async def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
         """See Engine.tokenize."""
-        return self._require_loaded().model.tokenize(text, special)
+        model = self._require_loaded().model
+        return [*(model.bos_ids if begin else ()), *model.tokenize(text, special)]
+
+    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """See Engine.tokenize_inputs."""
+        return [await self.tokenize(text, special=False, begin=bool(text)) for text in texts]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See Engine.token_bytes."""
+        return self._require_loaded().model.table[token_id]
+
+    async def embed(self, ids: Sequence[int]) -> "array[float]":
+        """See Engine.embed."""
+        self._require_loaded()
+        raise NotSupported("this engine makes no vectors")
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         """See Engine.generate."""
@@ -273,18 +295,22 @@ class ExLlamaV2Engine:
             yield Piece((), "", "length")
             return
         text = TextAssembler(generator.model.table, generation.prefix_ids)
+        follower = await asyncio.to_thread(_follower, generation, generator.model)
+        if follower is not None and follower.done:
+            yield Piece((), text.flush(), "stop")
+            return
         slots = self._slots
         await slots.take()
         stop: Callable[[], None] | None = None
         try:
             stream = _Stream()
-            stop = generator.run(generation, budget, stream)
+            stop = generator.run(generation, budget, stream, follower)
             while True:
                 result = await stream.next(self._silence_s)
                 if result.finish is not None:
                     yield Piece(result.ids, text.feed(result.ids) + text.flush(), result.finish)
                     return
-                yield Piece(result.ids, text.feed(result.ids))
+                yield Piece(result.ids, text.feed(result.ids), whole=text.whole)
         except EngineCrashed as error:
             if self._generator is not generator:
                 raise EngineNotLoaded("the engine was unloaded in mid-generation") from error
@@ -299,3 +325,14 @@ class ExLlamaV2Engine:
         if self._generator is None:
             raise EngineNotLoaded("the engine is not loaded: call load() first")
         return self._generator
+
+
+def _follower(generation: Generation, model: LoadedModel) -> TokenFilter | None:
+    """Raises GenerationInvalid where the prefix does not fit the constraint."""
+    if generation.constraint is None:
+        return None
+    assembler = TextAssembler(model.table)
+    before = assembler.feed(generation.prefix_ids)
+    if not assembler.whole:
+        raise GenerationInvalid("a constrained generation cannot go on from inside a character")
+    return TokenFilter(model.tree(), constraint_after(generation.constraint, before), model.end_ids)

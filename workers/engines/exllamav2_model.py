@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from workers.engines.base import EngineUnavailable, Facts, Generation, Sampling
+from workers.engines.token_filter import TokenFilter, TokenTree
 from workers.engines.vocabulary import Style, token_bytes
 
 _PAGE_TOKENS = 256  # exllamav2's page; the cache is a multiple of it
@@ -25,16 +27,25 @@ class LoadedModel:
         table: bytes by id; empty for control tokens.
         tokenize: text and "read control tokens" to ids.
         new_generator: an asynchronous generator; call it on the loop that shall run it.
-        new_job: generator, generation, budget and seed to a running asynchronous job.
+        new_job: generator, generation, budget, seed and filter (or None) to a running asynchronous job.
         unload: frees the GPU.
+        end_ids: ids that end a turn.
+        bos_ids: what the model wants before every text, nothing or its first token.
     """
 
     facts: Facts
     table: tuple[bytes, ...]
     tokenize: Callable[[str, bool], list[int]]
     new_generator: Callable[[], Any]
-    new_job: Callable[[Any, Generation, int, int], Any]
+    new_job: Callable[[Any, Generation, int, int, TokenFilter | None], Any]
     unload: Callable[[], None]
+    end_ids: tuple[int, ...] = ()
+    bos_ids: tuple[int, ...] = ()
+    tree: Callable[[], TokenTree] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Made when the first constraint asks for it: it takes a second for a large vocabulary.
+        object.__setattr__(self, "tree", cache(lambda: TokenTree(self.table)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +58,7 @@ class FolderFacts:
         end_ids: ids that end a turn.
         bos_text, eos_text: texts of these tokens, "" without one.
         weights_bytes: size of the safetensors files.
+        bos_ids: the first token, where the tokenizer's configuration puts it before every text.
     """
 
     table: tuple[bytes, ...]
@@ -55,6 +67,7 @@ class FolderFacts:
     bos_text: str
     eos_text: str
     weights_bytes: int
+    bos_ids: tuple[int, ...] = ()
 
 
 def read_folder(folder: Path) -> FolderFacts:
@@ -65,8 +78,11 @@ def read_folder(folder: Path) -> FolderFacts:
     config, tokenizer = _read_json(folder / "config.json"), _read_json(folder / "tokenizer.json")
     generation_file = folder / "generation_config.json"
     generation = _read_json(generation_file) if generation_file.is_file() else {}
+    settings_file = folder / "tokenizer_config.json"
+    settings = _read_json(settings_file) if settings_file.is_file() else {}
     try:
-        return _folder_facts(config, tokenizer, generation, weights_bytes)
+        told = _folder_facts(config, tokenizer, generation, weights_bytes)
+        return replace(told, bos_ids=(int(config["bos_token_id"]),) if settings.get("add_bos_token") else ())
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EngineUnavailable(f"the model in {folder} is not described as expected: {error!r}") from error
 
@@ -115,6 +131,7 @@ def _load(folder: Path, told: FolderFacts, wanted_slots: int, context_tokens: in
     import torch
     from exllamav2 import attn
     from exllamav2.generator import ExLlamaV2DynamicGeneratorAsync, ExLlamaV2DynamicJobAsync, ExLlamaV2Sampler
+    from exllamav2.generator.filters import ExLlamaV2Filter
 
     config = exllamav2.ExLlamaV2Config(str(folder))
     context = min(context_tokens or config.max_seq_len, config.max_seq_len)
@@ -134,7 +151,26 @@ def _load(folder: Path, told: FolderFacts, wanted_slots: int, context_tokens: in
             model=model, cache=cache, tokenizer=tokenizer, max_batch_size=slots, max_q_size=1, paged=paged
         )
 
-    def new_job(generator: Any, generation: Generation, budget: int, seed: int) -> Any:
+    class GrammarFilter(ExLlamaV2Filter):
+        """A TokenFilter as the library wants it. Works while the GPU does."""
+
+        def __init__(self, follower: TokenFilter) -> None:
+            super().__init__(model, tokenizer)
+            self._follower = follower
+
+        def begin(self, prefix_str: str) -> None:
+            self._follower.restart()
+
+        def feed(self, token: Any) -> None:
+            self._follower.feed(int(token))
+
+        def next(self) -> tuple[list[int], set[int]]:
+            return self._follower.allowed(), set()
+
+        def use_background_worker(self) -> bool:
+            return True
+
+    def new_job(generator: Any, generation: Generation, budget: int, seed: int, follower: TokenFilter | None) -> Any:
         settings = ExLlamaV2Sampler.Settings(**sampler_settings(generation.sampling))
         if generation.sampling.logit_bias:
             width = config.vocab_size + -config.vocab_size % 32
@@ -148,6 +184,7 @@ def _load(folder: Path, told: FolderFacts, wanted_slots: int, context_tokens: in
             gen_settings=settings,
             seed=seed,
             stop_conditions=list(told.end_ids),
+            filters=[] if follower is None else [GrammarFilter(follower)],
         )
 
     def unload() -> None:
@@ -165,9 +202,12 @@ def _load(folder: Path, told: FolderFacts, wanted_slots: int, context_tokens: in
         special_tokens=told.special_tokens,
         bos_text=told.bos_text,
         eos_text=told.eos_text,
+        tells_logprobs=False,  # what its sampler tells is of after temperature and penalties
         notes=() if paged else (_NO_PAGES_NOTE,),
     )
-    return LoadedModel(facts, told.table, make_tokenizer(folder), new_generator, new_job, unload)
+    return LoadedModel(
+        facts, told.table, make_tokenizer(folder), new_generator, new_job, unload, told.end_ids, told.bos_ids
+    )
 
 
 def sampler_settings(sampling: Sampling) -> dict[str, Any]:

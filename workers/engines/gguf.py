@@ -11,6 +11,7 @@ from workers.engines.vocabulary import Style, token_bytes
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _UNKNOWN_TOKEN, _CONTROL_TOKEN = 2, 3
+_NO_POOLING = 0
 # A head larger than this is a broken or hostile file, not a model: the largest vocabularies take some 20 MB.
 _ITEMS_LIMIT, _STRING_LIMIT_BYTES = 4_000_000, 16 << 20
 
@@ -26,6 +27,10 @@ class GgufHead:
         context_tokens: the context it was trained for.
         table: bytes by id; empty for control tokens.
         special_tokens: texts of the control tokens.
+        controls: texts of the control tokens, by id.
+        adds_bos: whether the model wants its first token before every text.
+        pools: whether it makes one vector of a text, and so no text.
+        embedding_size: numbers of a vector.
         bos_text, eos_text: texts of these tokens, "" where the file names none.
         weights_bytes: size of the file.
     """
@@ -34,6 +39,10 @@ class GgufHead:
     context_tokens: int
     table: tuple[bytes, ...]
     special_tokens: tuple[str, ...]
+    controls: dict[int, str]
+    adds_bos: bool
+    pools: bool
+    embedding_size: int
     bos_text: str
     eos_text: str
     weights_bytes: int
@@ -79,10 +88,20 @@ def _head(path: Path, values: dict[str, Value]) -> GgufHead:
             b"" if is_control else token_bytes(token, style) for token, is_control in zip(tokens, control, strict=True)
         ),
         special_tokens=tuple(token for token, is_control in zip(tokens, control, strict=True) if is_control and token),
+        controls={at: token for at, (token, is_control) in enumerate(zip(tokens, control, strict=True)) if is_control},
+        adds_bos=bool(values.get("tokenizer.ggml.add_bos_token", kind == "llama")),
+        pools=values.get(f"{architecture}.pooling_type") not in (None, _NO_POOLING),
+        embedding_size=_natural(values.get(f"{architecture}.embedding_length", 0)),
         bos_text=text_of("bos_token_id"),
         eos_text=text_of("eos_token_id"),
         weights_bytes=path.stat().st_size,
     )
+
+
+def _natural(value: Value) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError("a size in its head is no natural number")
+    return value
 
 
 def _list(value: Value) -> list[Value]:

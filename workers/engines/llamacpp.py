@@ -9,6 +9,9 @@ What to know before changing anything here (xllamacpp 2026.10, each found by try
   tokenising goes through it, since the in-process object offers none.
 - Its destructor waits for its loop to end, but a loop that has not begun yet misses the order to: destroyed right after
   it was made, it hangs for ever with the interpreter's lock held. load() returns only once the loop has answered.
+- It makes wrong vectors where two inputs share a batch (cosine 0.90 to 0.97 to the true ones with separate contexts),
+  and aborts the process with three unified ones: a model for embeddings gets one slot, whatever was asked for.
+- On a model with eyes its in-process object takes no prompts of ids: all of them go through the socket.
 - By default it keeps up to 8 GiB of old prompts in memory; here none.
 - Floats depend a little on what shares a batch and on what the cache already held. Greedy output is exact as long as
   no two tokens are within rounding of each other; sampled output repeats for a seed under the same load only.
@@ -16,17 +19,16 @@ What to know before changing anything here (xllamacpp 2026.10, each found by try
 
 import asyncio
 import contextlib
-import http.client
 import logging
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import threading
-from collections.abc import AsyncGenerator
+from array import array
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,18 @@ from workers.engines.base import (
     EngineUnavailable,
     Facts,
     Generation,
+    NotSupported,
     Piece,
     Sampling,
     budget_tokens,
+    check_prompt,
     engine_seed,
 )
 from workers.engines.gguf import GgufHead, read_gguf
-from workers.engines.llamacpp_calls import Call, ChunkReader, Server, Step, Vocabulary, settle
+from workers.engines.llamacpp_attempt import Attempt, Loaded
+from workers.engines.llamacpp_body import body, constraint_rest
+from workers.engines.llamacpp_calls import Call, Server, Vocabulary, settle
+from workers.engines.llamacpp_socket import SocketServer, ask
 from workers.engines.slots import Slots
 from workers.engines.vocabulary import TextAssembler
 
@@ -53,26 +60,14 @@ logger = logging.getLogger(__name__)
 # Below this, one thread is faster than two (measured with shark-mini: 2,870 against 2,650 tokens/s, at half the CPU).
 _SMALL_WEIGHTS_BYTES = 64 << 20
 _SOCKET_PATH_LIMIT_BYTES = 107
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    server: Server
-    head: GgufHead
-    vocabulary: Vocabulary
-    facts: Facts
-    folder: Path
-    executor: ThreadPoolExecutor
-    slots: Slots
-    calls: set[Call]
-
-    @property
-    def socket_path(self) -> Path:
-        return self.folder / "llama.sock"
+_INPUTS_PER_CALL = 256
 
 
 class LlamaCppEngine:
     """A GGUF model in llama.cpp; its slots share each forward pass.
+
+    A model that pools (says its file) makes vectors and no text. One with a file `mmproj-<its file name>` beside it
+    takes images; their prompts go through as text, so a continuation of such a generation is close, not token-exact.
 
     A cancelled generation stops at the next token or, in prefill, after the current batch of `batch_tokens`.
 
@@ -108,7 +103,7 @@ class LlamaCppEngine:
         self._batch_tokens = batch_tokens
         self._slot_wait_s = slot_wait_s
         self._silence_s = silence_s
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
         self._loading = asyncio.Lock()
 
     @property
@@ -123,31 +118,41 @@ class LlamaCppEngine:
                 return
             head = await asyncio.to_thread(read_gguf, self._model_path)
             context_tokens = min(self._context_tokens or head.context_tokens, head.context_tokens)
+            slots = 1 if head.pools else self._slots
             folder = Path(tempfile.mkdtemp(prefix="shrk-llama-"))
-            executor = ThreadPoolExecutor(max_workers=self._slots, thread_name_prefix="llamacpp")
+            executor = ThreadPoolExecutor(max_workers=slots, thread_name_prefix="llamacpp")
             try:
                 before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
                 try:
-                    server = await asyncio.to_thread(self._start, head, context_tokens, folder)
+                    server = await asyncio.to_thread(self._start, head, slots, context_tokens, folder)
                 finally:
                     _restore_signals(before)
-                first = Generation((0,), 1, sampling=Sampling(temperature=0))
-                await Call(server, _body(first, 1, stream=False), executor).next(self._silence_s)
+                if head.pools:
+                    answer = await self._blocking(executor, _embed, server, [0])
+                    vector_size = len(answer)
+                else:
+                    first = Generation((0,), 1, sampling=Sampling(temperature=0))
+                    answering = self._answering(server, folder)
+                    await Call(answering, body(first, 1, None, stream=False), executor).next(self._silence_s)
+                    vector_size = 0
+                props = await asyncio.to_thread(ask, folder / "llama.sock", "/props", None, self._silence_s)
             except EngineCrashed as error:
                 self._drop(folder, executor)
-                raise EngineUnavailable(f"llama.cpp loaded {head.name} but does not generate: {error}") from error
+                raise EngineUnavailable(f"llama.cpp loaded {head.name} but does not work: {error}") from error
             except BaseException:
                 self._drop(folder, executor)
                 raise
-            self._loaded = _Loaded(
+            self._loaded = Loaded(
                 server=server,
+                answering=self._answering(server, folder),
                 head=head,
                 vocabulary=Vocabulary(head.table),
-                facts=self._facts(head, context_tokens),
+                facts=self._facts(head, slots, context_tokens, vector_size),
                 folder=folder,
                 executor=executor,
-                slots=Slots(self._slots, self._slot_wait_s),
+                slots=Slots(slots, self._slot_wait_s),
                 calls=set(),
+                media_marker=props.get("media_marker") or "",
             )
 
     async def unload(self) -> None:
@@ -160,13 +165,60 @@ class LlamaCppEngine:
         if not stopped:
             raise EngineCrashed(f"llama.cpp did not stop within {self._silence_s:g} s")
 
-    async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+    async def tokenize(self, text: str, *, special: bool = True, begin: bool = False) -> list[int]:
         """See Engine.tokenize."""
         loaded = self._require_loaded()
-        request = {"content": text, "add_special": False, "parse_special": special}
-        answer = await asyncio.to_thread(_post, loaded.socket_path, "/tokenize", request, self._silence_s)
+        request = {"content": text, "add_special": begin, "parse_special": special}
+        answer = await asyncio.to_thread(ask, loaded.socket_path, "/tokenize", request, self._silence_s)
         ids: list[int] = answer["tokens"]
         return ids
+
+    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+        """See Engine.tokenize_inputs. One call for many: two thousand take two seconds one by one."""
+        loaded = self._require_loaded()
+        if not loaded.head.controls:
+            return [await self.tokenize(text, special=False, begin=bool(text)) for text in texts]
+        border = min(loaded.head.controls)  # as an id; no text is read as one here
+        begin = [
+            at for at, text in loaded.head.controls.items() if loaded.head.adds_bos and text == loaded.head.bos_text
+        ]
+        found: list[list[int]] = []
+        for start in range(0, len(texts), _INPUTS_PER_CALL):
+            some = texts[start : start + _INPUTS_PER_CALL]
+            mixed = [item for text in some for item in (text, border)]
+            request = {"content": mixed, "add_special": False, "parse_special": False}
+            answer = await asyncio.to_thread(ask, loaded.socket_path, "/tokenize", request, self._silence_s)
+            ids: list[int] = []
+            for token_id in answer["tokens"]:
+                if token_id == border:
+                    found.append([*begin, *ids] if ids else [])
+                    ids = []
+                else:
+                    ids.append(token_id)
+        if len(found) != len(texts):
+            raise EngineCrashed("llama.cpp tokenised fewer inputs than it was given, or more")
+        return found
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """See Engine.token_bytes."""
+        return self._require_loaded().head.table[token_id]
+
+    async def embed(self, ids: Sequence[int]) -> "array[float]":
+        """See Engine.embed."""
+        loaded = self._require_loaded()
+        if not loaded.facts.embedding_size:
+            raise NotSupported("this model makes no vectors")
+        check_prompt(ids, loaded.facts)
+        await loaded.slots.take()
+        try:
+            vector = await self._blocking(loaded.executor, _embed, loaded.server, list(ids))
+        except (EngineCrashed, RuntimeError) as error:
+            if self._loaded is not loaded:
+                raise EngineNotLoaded("the engine was unloaded in mid-embedding") from error
+            raise EngineCrashed(f"llama.cpp made no vector: {error}") from error
+        finally:
+            loaded.slots.give()
+        return vector
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         """See Engine.generate."""
@@ -180,19 +232,32 @@ class LlamaCppEngine:
         generation = replace(generation, sampling=replace(generation.sampling, seed=drawn), max_tokens=budget)
         text = TextAssembler(loaded.head.table, generation.prefix_ids)
         await loaded.slots.take()
-        attempt = _Attempt(loaded, self._silence_s)
+        attempt = Attempt(loaded, self._silence_s)
+        told_images = not generation.images
         try:
             if self._loaded is not loaded:
                 raise EngineNotLoaded("the engine was unloaded while this generation waited for a slot")
             while True:
+                rest = None
+                if generation.constraint is not None:  # in a thread: a large grammar takes its time
+                    rest = await asyncio.to_thread(constraint_rest, generation, loaded.head.table)
+                if rest == "":
+                    yield Piece((), text.flush(), "stop")
+                    return
                 brought: list[int] = []
-                async with contextlib.aclosing(attempt.steps(generation)) as steps:
+                async with contextlib.aclosing(attempt.steps(generation, rest)) as steps:
                     async for step in steps:
+                        if step.prompt_tokens is not None:
+                            if not told_images:
+                                told_images = True
+                                yield Piece((), "", image_tokens=step.prompt_tokens - attempt.text_tokens)
+                            continue
                         brought.extend(step.ids)
+                        new = text.feed(step.ids)
                         if step.finish is not None:
-                            yield Piece(step.ids, text.feed(step.ids) + text.flush(), step.finish)
+                            yield Piece(step.ids, new + text.flush(), step.finish, step.chances)
                             return
-                        yield Piece(step.ids, text.feed(step.ids))
+                        yield Piece(step.ids, new, None, step.chances, text.whole)
                 left = generation.max_tokens - len(brought)
                 generation = replace(generation, prefix_ids=(*generation.prefix_ids, *brought), max_tokens=left)
                 if left == 0:
@@ -205,17 +270,28 @@ class LlamaCppEngine:
         finally:
             attempt.close()
 
+    async def _blocking(self, executor: ThreadPoolExecutor, work: Callable[..., Any], *args: Any) -> Any:
+        """The result of work that blocks. Raises EngineCrashed when it takes too long; it then goes on by itself."""
+        try:
+            running = asyncio.get_running_loop().run_in_executor(executor, work, *args)
+        except RuntimeError as error:
+            raise EngineCrashed("llama.cpp is being unloaded") from error
+        try:
+            return await asyncio.wait_for(asyncio.shield(running), self._silence_s)
+        except TimeoutError as error:
+            raise EngineCrashed(f"llama.cpp was silent for {self._silence_s:g} s") from error
+
     @staticmethod
     def _drop(folder: Path, executor: ThreadPoolExecutor) -> None:
         executor.shutdown(wait=False)
         shutil.rmtree(folder, ignore_errors=True)
 
-    def _require_loaded(self) -> _Loaded:
+    def _require_loaded(self) -> Loaded:
         if self._loaded is None:
             raise EngineNotLoaded("the engine is not loaded: call load() first")
         return self._loaded
 
-    def _start(self, head: GgufHead, context_tokens: int, folder: Path) -> Server:
+    def _start(self, head: GgufHead, slots: int, context_tokens: int, folder: Path) -> Server:
         try:
             import xllamacpp
         except ImportError as error:
@@ -227,18 +303,23 @@ class LlamaCppEngine:
         threads = self._threads or (1 if head.weights_bytes < _SMALL_WEIGHTS_BYTES else cores)
         params = xllamacpp.CommonParams()
         params.model.path = str(self._model_path)
-        params.n_parallel = self._slots
-        params.n_ctx = self._slots * context_tokens
+        params.n_parallel = slots
+        params.n_ctx = slots * context_tokens
         params.kv_unified = False  # each slot has its own context; none can take another's room
         params.fit_params = False  # else it shrinks the context to what it thinks the machine can hold
         params.n_batch = self._batch_tokens
+        if head.pools:  # an input has to fit in one batch
+            params.embedding = True
+            params.n_batch = params.n_ubatch = max(self._batch_tokens, context_tokens)
+        if (eyes := self._eyes()) is not None:
+            params.mmproj.path = str(eyes)
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         params.cache_ram_mib = 0
         params.cache_idle_slots = False
         params.warmup = False
         params.verbosity = -1
         params.hostnames = [socket_path]
-        params.n_threads_http = 2
+        params.n_threads_http = 2 + (slots if eyes is not None else 0)
         params.ui = params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = False
         if self._gpu_layers is not None:
             params.n_gpu_layers = self._gpu_layers
@@ -246,91 +327,43 @@ class LlamaCppEngine:
             server: Server = xllamacpp.Server(params)
         except RuntimeError as error:
             raise EngineUnavailable(
-                f"llama.cpp could not load {self._model_path.name} with {self._slots} slots of {context_tokens} "
+                f"llama.cpp could not load {self._model_path.name} with {slots} slots of {context_tokens} "
                 f"tokens ({error}): check the file, or take fewer slots or a shorter context"
             ) from error
         return server
 
-    def _facts(self, head: GgufHead, context_tokens: int) -> Facts:
+    def _answering(self, server: Server, folder: Path) -> Server:
+        return server if self._eyes() is None else SocketServer(folder / "llama.sock", self._silence_s)
+
+    def _eyes(self) -> Path | None:
+        path = self._model_path.with_name(f"mmproj-{self._model_path.name}")
+        return path if path.is_file() else None
+
+    def _facts(self, head: GgufHead, slots: int, context_tokens: int, vector_size: int) -> Facts:
         return Facts(
             engine="llamacpp",
             model=head.name,
             context_tokens=context_tokens,
             vocabulary_size=len(head.table),
-            slots=self._slots,
-            batches=True,
+            slots=slots,
+            batches=slots > 1,
             weights_bytes=head.weights_bytes,
             special_tokens=head.special_tokens,
             bos_text=head.bos_text,
             eos_text=head.eos_text,
+            makes_text=not head.pools,
+            sees=self._eyes() is not None,
+            embedding_size=vector_size,
             notes=(f"a cancel in prefill waits for the current batch of {self._batch_tokens} prompt tokens",),
         )
 
 
-class _Attempt:
-    """The calls of one generation, one after the other, in the slot it holds."""
-
-    def __init__(self, loaded: _Loaded, silence_s: float) -> None:
-        self._loaded = loaded
-        self._silence_s = silence_s
-        self._call: Call | None = None
-
-    async def steps(self, generation: Generation) -> AsyncGenerator[Step, None]:
-        """Steps that bring ids or the end. When it ends without `finish`, go on behind the ids it brought."""
-        reader = ChunkReader(self._loaded.vocabulary)
-        call = self._begin(_body(generation, generation.max_tokens, stream=True))
-        while True:
-            step = reader.read(await call.next(self._silence_s))
-            if step.ids or step.finish is not None:
-                yield step
-            if step.finish is not None:
-                return
-            if step.lost:
-                break
-        # Rare: ids inside a character that its text does not determine. The same call again, not streamed, has them.
-        if not await settle((call,), self._silence_s):
-            raise EngineCrashed(f"llama.cpp did not stop within {self._silence_s:g} s")
-        call = self._begin(_body(generation, reader.sampled, stream=False))
-        yield reader.recovered(await call.next(self._silence_s))
-
-    def close(self) -> None:
-        """Stop, and hand the slot back when the library has let go of it."""
-        slots = self._loaded.slots
-        if self._call is None or self._call.ended.done():
-            slots.give()
-            return
-        self._call.stop()
-        self._call.ended.add_done_callback(lambda _: slots.give())
-
-    def _begin(self, body: dict[str, Any]) -> Call:
-        calls = self._loaded.calls
-        call = self._call = Call(self._loaded.server, body, self._loaded.executor)
-        calls.add(call)
-        call.ended.add_done_callback(lambda _: calls.discard(call))
-        return call
-
-
-def _body(generation: Generation, new_tokens: int, *, stream: bool) -> dict[str, Any]:
-    sampling = generation.sampling
-    return {
-        "prompt": [*generation.prompt_ids, *generation.prefix_ids],
-        "n_predict": new_tokens,
-        "stream": stream,
-        "verbose": True,  # the only way to ids through the in-process object
-        "return_tokens": True,
-        "return_progress": stream,  # gives the callback a word in prefill, so that a cancel is heard there
-        "cache_prompt": True,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": 0.0,
-        "repeat_penalty": 1.0,
-        "repeat_last_n": len(generation.prompt_ids) + len(generation.prefix_ids) + new_tokens,
-        "frequency_penalty": sampling.frequency_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "logit_bias": [[token_id, bias] for token_id, bias in sampling.logit_bias.items()],
-        "seed": engine_seed(generation),
-    }
+def _embed(server: Any, ids: list[int]) -> "array[float]":
+    """Blocks."""
+    answer = orjson.loads(server.handle_embeddings(orjson.dumps({"input": [ids]})))
+    if "data" not in answer:
+        raise EngineCrashed("llama.cpp refused to make a vector")
+    return array("f", answer["data"][0]["embedding"])
 
 
 def _restore_signals(handlers: dict[signal.Signals, Any]) -> None:
@@ -341,32 +374,3 @@ def _restore_signals(handlers: dict[signal.Signals, Any]) -> None:
         if handler is not None:
             signal.signal(number, handler)
             signal.siginterrupt(number, False)
-
-
-class _SocketConnection(http.client.HTTPConnection):
-    """HTTP over a socket file."""
-
-    def __init__(self, path: Path, timeout_s: float) -> None:
-        super().__init__("localhost", timeout=timeout_s)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))
-
-
-def _post(socket_path: Path, path: str, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-    connection = _SocketConnection(socket_path, timeout_s)
-    try:
-        connection.request("POST", path, orjson.dumps(request), {"content-type": "application/json"})
-        response = connection.getresponse()
-        data = response.read()
-        if response.status != 200:
-            raise EngineCrashed(f"llama.cpp answered {response.status} to {path}")
-        answer: dict[str, Any] = orjson.loads(data)
-        return answer
-    except (OSError, http.client.HTTPException, orjson.JSONDecodeError) as error:
-        raise EngineCrashed(f"llama.cpp did not answer {path}: {error}") from error
-    finally:
-        connection.close()

@@ -17,7 +17,16 @@ from typing import Any, Protocol
 
 import orjson
 
-from workers.engines.base import EngineCrashed, EngineError, Finish, GenerationInvalid
+from workers.engines.base import (
+    LOGPROB_MIN,
+    Chance,
+    EngineCrashed,
+    EngineError,
+    Finish,
+    GenerationInvalid,
+    ImageInvalid,
+    PromptTooLong,
+)
 from workers.engines.vocabulary import spellings
 
 
@@ -55,8 +64,8 @@ class Call:
     async def next(self, timeout_s: float) -> dict[str, Any]:
         """The next answer.
 
-        Raises: EngineCrashed when none comes in time or the call ended without a last one; GenerationInvalid when the
-        library refused the request.
+        Raises: EngineCrashed when none comes in time or the call ended without a last one; ImageInvalid, PromptTooLong
+        or another GenerationInvalid when the library refused the request.
         """
         try:
             async with asyncio.timeout(timeout_s):
@@ -71,8 +80,7 @@ class Call:
         refusal = answer.get("error", answer if "message" in answer and "choices" not in answer else None)
         if refusal is None:
             return answer
-        kind: type[EngineError] = GenerationInvalid if refusal.get("code") == 400 else EngineCrashed
-        raise kind(f"llama.cpp refused: {refusal.get('message', refusal)}")
+        raise _error_of(refusal)
 
     def stop(self) -> None:
         """Stop at the next token or prompt batch; `ended` says when the slot is free. Returns at once."""
@@ -99,6 +107,16 @@ class Call:
             self._stopping.set()
 
 
+def _error_of(refusal: dict[str, Any]) -> EngineError:
+    message = str(refusal.get("message", "it did not say why"))
+    if "n_prompt_tokens" in refusal and "n_ctx" in refusal:
+        return PromptTooLong(refusal["n_prompt_tokens"], refusal["n_ctx"] - 1)
+    if "image" in message:
+        return ImageInvalid(f"llama.cpp refused: {message}")
+    kind: type[EngineError] = GenerationInvalid if refusal.get("code") == 400 else EngineCrashed
+    return kind(f"llama.cpp refused: {message}")
+
+
 async def settle(calls: Sequence[Call], timeout_s: float) -> bool:
     """Stop calls and wait for their threads; False where one was still running after `timeout_s`."""
     for call in calls:
@@ -119,6 +137,11 @@ class Vocabulary:
             if data:
                 self._by_bytes.setdefault(data, []).append(token_id)
 
+    @property
+    def a_letter(self) -> int:
+        """An id that is one ASCII character."""
+        return next(token_id for token_id, data in enumerate(self.table) if len(data) == 1 and data.isalnum())
+
     def only_spelling(self, data: bytes, count: int) -> list[int] | None:
         """The one way to write bytes with `count` ids; None when there is none or more than one."""
         found = spellings(data, count, self.table, self._by_bytes)
@@ -133,43 +156,59 @@ class Step:
         ids: new ids.
         finish: how the generation ended, on the last answer.
         lost: ids are missing that the answer does not determine: replay the call and ask `recovered`.
+        chances: one for each id, where the call asked for them.
+        prompt_tokens: said in prefill: all of the prompt, images and prefix included.
     """
 
     ids: tuple[int, ...] = ()
     finish: Finish | None = None
     lost: bool = False
+    chances: tuple[Chance, ...] = ()
+    prompt_tokens: int | None = None
 
 
 class ChunkReader:
-    """Reads the answers of one streamed call into ids, the left-out ones included. Pure."""
+    """Reads the answers of one streamed call into ids, the left-out ones included. Pure.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    Args:
+        vocabulary: the model's.
+        chances: whether the call asked for them. Ids left out have none, so they are always `lost` then.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, *, chances: bool = False) -> None:
         self._vocabulary = vocabulary
+        self._with_chances = chances
         self._known: list[int] = []
-        self._may_end: int | None = None
+        self._may_end: tuple[tuple[int, ...], tuple[Chance, ...]] = ((), ())
         self.sampled = 0
         self._finish: Finish | None = None
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The ids that were read, the held control token left out."""
+        return tuple(self._known)
 
     def read(self, answer: dict[str, Any]) -> Step:
         """The ids of one answer. After `lost`, read no further."""
         verbose = answer["__verbose"]
-        if "prompt_progress" in answer:  # prefill goes on; its "tokens" is a placeholder, not an id
-            return Step()
+        if "prompt_progress" in verbose:  # prefill goes on; its "tokens" is a placeholder, not an id
+            return Step(prompt_tokens=verbose["prompt_progress"]["total"])
         before, self.sampled = self.sampled, verbose["tokens_predicted"]
         if verbose.get("stop"):
             return self._end(before, verbose["stop_type"])
-        released = () if self._may_end is None else (self._may_end,)
-        self._may_end = None
+        released, chances = self._may_end
+        self._may_end = ((), ())
         (token_id,) = verbose["tokens"]
+        own = read_chances(verbose) if self._with_chances else ()
         if self.sampled - before > 1:
             self._known.extend(released)
-            return self._fill(released, self.sampled - before - 1, token_id, verbose["content"])
+            return self._fill(released, chances, self.sampled - before - 1, token_id, verbose["content"])
         if not verbose["content"]:  # a control token: if it ends the turn, the next answer says so
-            self._may_end = token_id
+            self._may_end = ((token_id,), own)
             self._known.extend(released)
-            return Step(released)
+            return Step(released, chances=chances)
         self._known.extend((*released, token_id))
-        return Step((*released, token_id))
+        return Step((*released, token_id), chances=(*chances, *own))
 
     def recovered(self, answer: dict[str, Any]) -> Step:
         """The ids that `read` lost, from a replay of the same call with `sampled` tokens and without a stream.
@@ -185,22 +224,41 @@ class ChunkReader:
         self._known.extend(fresh)
         return Step(tuple(fresh), self._finish)
 
-    def _fill(self, released: tuple[int, ...], missing: int, token_id: int, content: str) -> Step:
+    def _fill(
+        self, released: tuple[int, ...], chances: tuple[Chance, ...], missing: int, token_id: int, content: str
+    ) -> Step:
         data, tail = content.encode(), self._vocabulary.table[token_id]
-        if data.endswith(tail) and "\ufffd" not in content:
+        if data.endswith(tail) and "\ufffd" not in content and not self._with_chances:
             between = self._vocabulary.only_spelling(data[: len(data) - len(tail)], missing)
             if between is not None:
                 self._known.extend((*between, token_id))
                 return Step((*released, *between, token_id))
-        return Step(released, lost=True)
+        return Step(released, lost=True, chances=chances)
 
     def _end(self, before: int, stop_type: str) -> Step:
         self._finish = "stop" if stop_type == "eos" else "length"
+        released, chances = self._may_end
         if self.sampled > before:  # it ended inside a character
-            released = () if self._may_end is None else (self._may_end,)
             self._known.extend(released)
-            return Step(released, lost=True)
+            return Step(released, lost=True, chances=chances)
         # The held control token ended the turn, or (by length) was a token like any other.
-        held = () if self._may_end is None or self._finish == "stop" else (self._may_end,)
-        self._known.extend(held)
-        return Step(held, self._finish)
+        if self._finish == "stop":
+            released, chances = (), ()
+        self._known.extend(released)
+        return Step(released, self._finish, chances=chances)
+
+
+def read_chances(verbose: dict[str, Any]) -> tuple[Chance, ...]:
+    """The chances that an answer tells, one for each id that it tells of."""
+    return tuple(
+        Chance(
+            one["id"],
+            _logprob(one["logprob"]),
+            tuple((top["id"], _logprob(top["logprob"])) for top in one["top_logprobs"]),
+        )
+        for one in verbose.get("completion_probabilities", ())
+    )
+
+
+def _logprob(value: float | None) -> float:
+    return LOGPROB_MIN if value is None else min(0.0, max(LOGPROB_MIN, value))

@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, Protocol
 
 Style = Literal["byte-level", "sentencepiece"]
 
@@ -33,6 +33,12 @@ def token_bytes(token: str, style: Style) -> bytes:
     return token.replace("▁", " ").encode()
 
 
+class Table(Protocol):
+    """Bytes by id."""
+
+    def __getitem__(self, token_id: int, /) -> bytes: ...
+
+
 class TextAssembler:
     """Text of a growing sequence of ids; withholds the bytes of a character until it is complete.
 
@@ -41,7 +47,7 @@ class TextAssembler:
         prefix_ids: ids whose text is already out. A character they left incomplete comes with the first `feed`.
     """
 
-    def __init__(self, table: Sequence[bytes], prefix_ids: Iterable[int] = ()) -> None:
+    def __init__(self, table: Table, prefix_ids: Iterable[int] = ()) -> None:
         self._table = table
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self.feed(prefix_ids)
@@ -49,6 +55,11 @@ class TextAssembler:
     def feed(self, ids: Iterable[int]) -> str:
         """The text that these ids complete."""
         return self._decoder.decode(b"".join(self._table[token_id] for token_id in ids))
+
+    @property
+    def whole(self) -> bool:
+        """No byte is withheld."""
+        return not self._decoder.getstate()[0]
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never became complete, else nothing."""

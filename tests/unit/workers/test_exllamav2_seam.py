@@ -19,10 +19,14 @@ from workers.engines.base import (
     EngineUnavailable,
     Facts,
     Generation,
+    GenerationInvalid,
+    NotSupported,
     Piece,
     Sampling,
 )
 from workers.engines.exllamav2_model import LoadedModel, read_folder, sampler_settings
+from workers.engines.grammar import Builder, literal
+from workers.engines.token_filter import TokenFilter
 
 END = 2
 TABLE = (b"", b"a", b"", b"\xc3", b"\xa9", b"b")
@@ -111,6 +115,7 @@ async def loaded(
     pause_s: float = 0.001,
     silence_s: float = 5.0,
     slots: int = 2,
+    new_job: Any = lambda library, *_: Job(library),
 ) -> tuple[exllamav2.ExLlamaV2Engine, list[Library]]:
     made: list[Library] = []
 
@@ -119,9 +124,9 @@ async def loaded(
             made.append(Library(script, pause_s))
             return made[-1]
 
-        facts = Facts("exllamav2", "fake", 64, len(TABLE), slots, slots > 1, 1)
+        facts = Facts("exllamav2", "fake", 64, len(TABLE), slots, slots > 1, 1, tells_logprobs=False)
         return LoadedModel(
-            facts, TABLE, lambda _text, _special: [1], new_generator, lambda library, *_: Job(library), lambda: None
+            facts, TABLE, lambda _text, _special: [1], new_generator, new_job, lambda: None, end_ids=(END,)
         )
 
     monkeypatch.setattr(exllamav2, "why_unavailable", lambda: None)
@@ -142,6 +147,57 @@ async def test_results_become_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (await collect(engine, prefix_ids=(3,)))[0] == Piece((1,), "\ufffda")
     await engine.unload()
     assert made[0].closed
+
+
+class FilteredJob(Job):
+    """A job that draws the first id that its filter allows, as the library's sampler would with an even model."""
+
+    def __init__(self, library: Library, follower: TokenFilter) -> None:
+        super().__init__(library)
+        self._follower = follower
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        self._follower.restart()
+        while True:
+            await asyncio.sleep(0)
+            token_id = self._follower.allowed()[0]
+            self._follower.feed(token_id)
+            if token_id == END:
+                held = {"token_ids": Tensor([END])}
+                yield stream(eos=True, eos_reason="stop_token", eos_triggering_token_id=END, held=held)
+                del self.library.jobs[self.job]
+                return
+            yield stream([token_id])
+
+
+async def test_a_constraint_becomes_a_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    def new_job(library: Library, _generation: Any, _budget: int, _seed: int, follower: TokenFilter) -> Job:
+        return FilteredJob(library, follower)
+
+    engine, _ = await loaded(monkeypatch, HAPPY, new_job=new_job)
+    constraint = Builder().grammar(literal("aéb"))
+    pieces = await collect(engine, constraint=constraint)
+    assert "".join(piece.text for piece in pieces) == "aéb"
+    assert [(piece.ids, piece.whole) for piece in pieces] == [
+        ((1,), True), ((3,), False), ((4,), True), ((5,), True), ((), True)
+    ]  # fmt: skip
+    assert pieces[-1].finish == "stop"
+    rest = await collect(engine, constraint=constraint, prefix_ids=(1, 3, 4))
+    assert "".join(piece.text for piece in rest) == "b"
+    assert await collect(engine, constraint=constraint, prefix_ids=(1, 3, 4, 5)) == [Piece((), "", "stop")]
+    for prefix in ((5,), (1, 3)):
+        with pytest.raises(GenerationInvalid):
+            await collect(engine, constraint=constraint, prefix_ids=prefix)
+    await engine.unload()
+
+
+async def test_what_it_cannot_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = await loaded(monkeypatch, HAPPY)
+    with pytest.raises(NotSupported):
+        await collect(engine, logprobs=1)
+    with pytest.raises(NotSupported):
+        await engine.embed((1,))
+    await engine.unload()
 
 
 async def test_the_budget_ends_by_length(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,1 @@
+"""The fold over columns: see ledger/vector/fold.py."""
