@@ -21,11 +21,16 @@ class TestShiver(ChatModelIntegrationTests):
             "base_url": os.environ["SUITE_URL"],
             "api_key": os.environ["SUITE_KEY"],
             "temperature": 0,
+            "max_tokens": int(os.environ.get("SUITE_MAX_TOKENS", "100")),  # 100 is the suite's own
             "stream_usage": True,
         }
 
     @property
     def supports_json_mode(self) -> bool:
+        return True
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
         return True
 
     @property
