@@ -1,7 +1,7 @@
 """LangChain's standard tests of a chat model, over langchain-openai. Runs in the suites' own environment.
 
-With SUITE_SEES the tests with pictures run too. They would fetch one from the internet: here the same call hands out one
-of our own.
+With SUITE_SEES the test of pictures runs too. It would fetch one from the internet: here the same call hands out one of
+our own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import httpx
 import pytest
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
-
 
 SEES = os.environ.get("SUITE_SEES") == "1"
 #: A PNG of one black pixel.
@@ -45,7 +44,6 @@ class TestShiver(ChatModelIntegrationTests):
             "base_url": os.environ["SUITE_URL"],
             "api_key": os.environ["SUITE_KEY"],
             "temperature": 0,
-            "max_tokens": int(os.environ.get("SUITE_MAX_TOKENS", "100")),  # 100 is the suite's own
             "stream_usage": True,
         }
 
