@@ -170,7 +170,7 @@ ROW_DRILLS = {
     "update derived.rejections set code = 'conflict' where partition = 2 and \"offset\" = "
     "(select max(\"offset\") from derived.rejections where partition = 2 and code <> 'conflict') "
     'returning "offset"': "offset {}",
-    "update derived.accounts set balance_nano = balance_nano # 1 where account = 'burn' and partition = 2 "
+    "update derived.accounts set balance_nano = balance_nano + 1 where account = 'burn' and partition = 2 "
     "returning account": ": account ('{}'",
     "delete from derived.accounts where account = 'platform' and asset = 'SHIVER' and partition = 2 "
     "returning account": ": account ('{}'",

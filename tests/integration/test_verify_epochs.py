@@ -50,7 +50,7 @@ async def bad_lines(kafka: str, url: str, *arguments: str) -> list[str]:
 async def test_epochs_are_verified_by_every_way(
     sound: str, books_url: str, books: asyncpg.Pool, tmp_path: Path
 ) -> None:
-    made = await shrk(sound, books_url, "archive", "--out", str(tmp_path), "--range", "20", "--tail")
+    made = await shrk(sound, books_url, "archive", "--out", str(tmp_path), "--range", "16", "--tail")
     assert made.exit_code == 0, made.output
     archive = ("--archive", str(tmp_path))
     for arguments in ((), ("--every-batch",), archive, (*archive, "--both"), (*archive, "--no-tail")):
