@@ -59,9 +59,14 @@ begin
         return null;
     end if;
     restored := state.make_admissions_right();
-    update state.readiness set server_id = a_server_id;
+    insert into state.readiness (server_id) values (a_server_id)
+        on conflict (only_row) do update set server_id = excluded.server_id;
     return restored;
 end $$;
+
+-- PostgreSQL empties it whenever it recovers from a crash. Where one backend was killed the server recovers without a new
+-- start, so state.server_id() stays: the missing row is what tells (C7). A promoted standby has none either.
+alter table state.readiness set unlogged;
 
 -- What an operator says, signed, of a record of ledger.events that cannot be read (S18): schemas/errata.py. That a row
 -- stands here has no effect by itself: every reader checks signature, key, hash and that the record is unreadable.

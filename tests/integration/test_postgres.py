@@ -150,3 +150,29 @@ async def test_an_unreachable_server_is_one_line_without_its_password(tmp_path: 
     assert "127.0.0.1:1" in str(caught.value)
     assert "hunter2" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+async def test_a_recovery_without_a_restart_closes_admission_too_c7(scratch: Path) -> None:
+    """What admission committed without waiting for the disk may be lost, and the server still has its old start."""
+    server = Postgres(scratch / "pg-recovers")
+    await asyncio.to_thread(server.prepare)
+    known = "select exists (select from state.readiness where server_id = state.server_id())"
+    with running(server.spec(), LogFile(scratch / "pg-recovers.log")):
+        await migrate(server.url)
+        before = await scalar(server.url, "select state.server_id()")
+        assert await scalar(server.url, "select state.open_admission($1)", before) == 0
+        assert await scalar(server.url, known) is True
+        idle = await asyncpg.connect(server.url, timeout=10)
+        os.kill(await idle.fetchval("select pg_backend_pid()"), signal.SIGKILL)
+        idle.terminate()
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    if await scalar(server.url, known) is False:
+                        break
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    pass  # it recovers
+                await asyncio.sleep(0.1)
+        assert await scalar(server.url, "select state.server_id()") == before
+        assert await scalar(server.url, "select state.open_admission($1)", before) == 0
+        assert await scalar(server.url, known) is True
