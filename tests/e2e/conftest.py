@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from infra.catalog import shipped_models
 from infra.stack import Options, Stack
 from infra.state import StateFolder
 
@@ -95,7 +96,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(engine: str, nodes: int = 1) -> AsyncIterator[Running]:
+async def running(engine: str, nodes: int = 1, models: tuple[str, ...] | None = None) -> AsyncIterator[Running]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -105,7 +106,8 @@ async def running(engine: str, nodes: int = 1) -> AsyncIterator[Running]:
         state.create()
         said: list[str] = []
         node_ids: dict[str, str | None] = {f"node-{number + 1}": None for number in range(nodes)}
-        stack = Stack(state, Options(port=port, engine=engine, node_ids=node_ids), said.append)
+        options = Options(port=port, engine=engine, node_ids=node_ids, models=models or shipped_models())
+        stack = Stack(state, options, said.append)
         try:
             await stack.start()
             async with (

@@ -3,6 +3,8 @@
 It speaks bytes: ids 0..255 are the bytes, 256.. the control tokens. What it says follows from the prompt (and, when
 sampled, from the seed) alone, so that a continuation from any prefix is exact. Under a constraint it says its words
 where they fit and else the shortest that does. An image is 16 tokens and changes what it says.
+
+With a script (`double_script.py`) it says, to the prompts that the script names, what a model that knows would say.
 """
 
 import asyncio
@@ -13,6 +15,7 @@ import re
 import zlib
 from array import array
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from pathlib import Path
 from typing import Self
 
 from workers.engines.base import (
@@ -32,7 +35,8 @@ from workers.engines.base import (
     constraint_after,
     engine_seed,
 )
-from workers.engines.grammar import Matcher
+from workers.engines.double_script import Rule, read_script, scripted
+from workers.engines.grammar import Grammar, Matcher
 from workers.engines.slots import Slots
 from workers.engines.vocabulary import TextAssembler
 
@@ -54,12 +58,20 @@ class DoubleEngine:
         interval_ms: time between ids.
         slots: generations at once.
         context_tokens: context of one generation.
+        script: what it says to the prompts that these rules name, whole whatever `tokens` is.
     """
 
     def __init__(
-        self, *, tokens: int = 16, interval_ms: float = 20.0, slots: int = 512, context_tokens: int = 65_536
+        self,
+        *,
+        tokens: int = 16,
+        interval_ms: float = 20.0,
+        slots: int = 512,
+        context_tokens: int = 65_536,
+        script: Sequence[Rule] = (),
     ) -> None:
         self._tokens = tokens
+        self._script = script
         self._interval_s = interval_ms / 1000
         self._facts = Facts(
             engine="double",
@@ -73,14 +85,17 @@ class DoubleEngine:
             eos_text="<|im_end|>",
             sees=True,
             embedding_size=EMBEDDING_SIZE,
-            notes=("an engine double: it has no model",),
+            notes=("an engine double: it has no model" + (f", but a script of {len(script)}" if script else ""),),
         )
         self._slots = Slots(slots, wait_s=600.0)
         self._gone: asyncio.Event | None = None
 
     @classmethod
     def from_environment(cls, *, slots: int | None = None, context_tokens: int | None = None) -> Self:
-        """As SHRK_DOUBLE_TOKENS and SHRK_DOUBLE_INTERVAL_MS say. Raises EngineUnavailable for values that are none."""
+        """As SHRK_DOUBLE_TOKENS, SHRK_DOUBLE_INTERVAL_MS and SHRK_DOUBLE_SCRIPT (a file) say.
+
+        Raises EngineUnavailable for values that are none.
+        """
         try:
             tokens = int(os.environ.get("SHRK_DOUBLE_TOKENS", "16"))
             interval_ms = float(os.environ.get("SHRK_DOUBLE_INTERVAL_MS", "20"))
@@ -88,7 +103,14 @@ class DoubleEngine:
             raise EngineUnavailable(f"SHRK_DOUBLE_TOKENS and SHRK_DOUBLE_INTERVAL_MS are numbers: {error}") from error
         if tokens < 1 or not 0 <= interval_ms <= 60_000:
             raise EngineUnavailable("SHRK_DOUBLE_TOKENS is at least 1, SHRK_DOUBLE_INTERVAL_MS lies in 0..60000")
-        return cls(tokens=tokens, interval_ms=interval_ms, slots=slots or 512, context_tokens=context_tokens or 65_536)
+        path = os.environ.get("SHRK_DOUBLE_SCRIPT", "")
+        return cls(
+            tokens=tokens,
+            interval_ms=interval_ms,
+            slots=slots or 512,
+            context_tokens=context_tokens or 65_536,
+            script=read_script(Path(path)) if path else (),
+        )
 
     @property
     def facts(self) -> Facts:
@@ -177,12 +199,28 @@ class DoubleEngine:
         """The ids that follow the prefix, until it has said enough."""
         said, saying = len(generation.prefix_ids), self._saying(generation)
         if generation.constraint is None:
+            if (script := self._scripted(generation)) is not None:
+                return iter(script[said : said + budget])
             return iter([saying[at % len(saying)] for at in range(said, min(said + budget, max(said, self._tokens)))])
         assembler = TextAssembler(_TABLE)
         before = assembler.feed(generation.prefix_ids)
         if not assembler.whole:
             raise GenerationInvalid("a constrained generation cannot go on from inside a character")
-        return self._fitting(constraint_after(generation.constraint, before), saying.decode(), len(before), said)
+        matcher = constraint_after(generation.constraint, before)
+        if (script := self._scripted(generation)) is not None:
+            return iter(script[said : said + budget])
+        return self._fitting(matcher, saying.decode(), len(before), said)
+
+    def _scripted(self, generation: Generation) -> bytes | None:
+        """The turn that the script has for this prompt.
+
+        None where it has none, the prefix began otherwise, or the constraint forbids it. The constraint is asked about
+        the whole turn, not about what is left of it: so each attempt comes to the same answer.
+        """
+        said = scripted(self._script, _text_of(generation.prompt_ids)) if self._script else None
+        if said is None or generation.prefix_ids != tuple(said[: len(generation.prefix_ids)]):
+            return None
+        return said if generation.constraint is None or _fits(generation.constraint, said.decode()) else None
 
     def _fitting(self, matcher: Matcher, saying: str, chars: int, said: int) -> Iterator[int]:
         while not matcher.done:
@@ -220,6 +258,17 @@ class DoubleEngine:
         if self._gone is None:
             raise EngineNotLoaded("the engine is not loaded: call load() first")
         return self._gone
+
+
+def _text_of(prompt_ids: Sequence[int]) -> str:
+    """The prompt as the template made it, without its images."""
+    parts = (_TABLE[one] if one < 256 else SPECIAL_TOKENS[one - 256].encode() for one in prompt_ids if one != IMAGE)
+    return b"".join(parts).decode(errors="replace")
+
+
+def _fits(constraint: Grammar, text: str) -> bool:
+    matcher = Matcher(constraint)
+    return matcher.feed(text) and matcher.accepts
 
 
 def _chances(token_id: int, count: int | None) -> tuple[Chance, ...]:
