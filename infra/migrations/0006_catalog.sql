@@ -34,8 +34,8 @@ create index requests_by_wallet on derived.requests (wallet_id, ended_ms) where 
 -- Which attempt the node and the model of the row are of: the expiry counts its records.
 alter table state.admissions add column attempt smallint not null default 1 check (attempt between 1 and 16);
 
--- As in 0005, with two changes: the caller sends the hold in each asset, and the wallet's own is taken; and a key may
--- be barred from models. `a_models` is what will serve, then its fallbacks.
+-- As in 0003, with three changes: the caller sends the hold in each asset, and the wallet's own is taken; a key may be
+-- barred from models; and a balance may be wider than 64 bits. `a_models` is what will serve, then its fallbacks.
 --
 -- Outcomes, in order of precedence:
 --   catching_up           the server restarted; the projection has not yet read to the log's end of then (C7)
