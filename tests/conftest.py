@@ -1,7 +1,7 @@
 """One real broker and one real PostgreSQL for each worker of a run, started on first use and gone at its end.
 
-SHRK_TEST_KAFKA (host:port) and SHRK_TEST_DATABASE_URL name servers to use in place of our own; theirs must be empty, and
-serve one worker: -n 0.
+SHRK_TEST_KAFKA (host:port) and SHRK_TEST_DATABASE_URL name servers to use in place of our own; theirs must be empty,
+and serve one worker: -n 0.
 """
 
 from __future__ import annotations
