@@ -20,6 +20,7 @@ from ledger.columns import columns_of_records
 from ledger.log import LedgerCorrupt
 from ledger.reader import Record
 from ledger.replay import Replay, read_archive
+from ledger.source import Source
 from ledger.verify import verify_archive
 from schemas.topics import partition_of
 
@@ -156,5 +157,5 @@ def test_verify_names_the_record_whose_columns_lie(tmp_path: Path, monkeypatch: 
     make_archive(tmp_path, logs, 64)
     monkeypatch.undo()
     assert folded(tmp_path).balances() != stepped(tmp_path).balances()
-    report = asyncio.run(verify_archive(Archive.open(tmp_path), no_bar, every_batch=True))
+    report = asyncio.run(verify_archive(Source(PARTITIONS, None, Archive.open(tmp_path)), no_bar, every_batch=True))
     assert f"partition 1 offset {place.offset}: its column prompt_tokens is not what its bytes say" in report.bad[-1]
