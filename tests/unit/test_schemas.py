@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,9 +15,12 @@ from hypothesis import strategies as st
 
 from schemas import events, ids, keys, replies, topics
 from schemas.facts import Terms, Token
+from schemas.locks import Lock
 from schemas.past import PAST
 from schemas.replies import Alive, Claimed, End, Tally, Tokens, Verdict
 
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("schemas", "ledger", "ingress", "workers", "streams", "infra")
 REQUEST = ids.uuid7(1_795_000_000_000, b"0123456789")
 NONCE = "n" * 8
 SHA256 = "a1" * 32
@@ -321,3 +327,19 @@ def test_a_record_that_cannot_be_read_does_not_repeat_its_content() -> None:
     with pytest.raises(replies.UnreadableReply) as caught:
         replies.parse(b'{"kind":"tokens","text":"a secret answer"}')
     assert "secret" not in str(caught.value)
+
+
+def test_advisory_locks_have_one_number_each_for_ever_and_are_named_from_one_place() -> None:
+    assert {lock.name: lock.value for lock in Lock} == {
+        "MIGRATE": 0x5368_6976, "EXPIRY": 7_311_803, "EPOCH_SCHEDULE": 7_311_804, "EPOCH_ROWS": 7_311_805,
+        "REBUILD": 7_311_808,
+    }  # fmt: skip
+    assert len(Lock.__members__) == len(Lock)
+    taken = Counter[str]()
+    for path in ROOT.rglob("*"):
+        if path.suffix in (".py", ".sql") and path.relative_to(ROOT).parts[0] in PACKAGES:
+            for call in re.findall(r"pg_\w*advisory\w*\([^)]*\)[^)\n]*", path.read_text()):
+                name = re.fullmatch(r'pg_\w+\(\$1\)", Lock\.(\w+)', call)
+                assert name is not None, f"{path.relative_to(ROOT)}: {call}"
+                taken[name[1]] += 1
+    assert set(taken) == {lock.name for lock in Lock}
