@@ -96,6 +96,9 @@ GOLDEN = {
     ),
     b'{"version":1,"wallet":"w1","at_ms":5,"type":"balance.asserted","asset":"SHIVER","amount_nano":-7}':
     events.BalanceAsserted(wallet="w1", at_ms=5, asset="SHIVER", amount_nano=-7),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"balance.asserted","asset":"SHIVER",'
+    b'"amount_nano":-99999999999999999999999999999999999999}':
+    events.BalanceAsserted(wallet="w1", at_ms=5, asset="SHIVER", amount_nano=1 - 10**38),
     b'{"version":1,"wallet":"w1","at_ms":5,"type":"key.issued","key_id":"k","tier":"pro","operator":"o"}':
     events.KeyIssued(wallet="w1", at_ms=5, key_id="k", tier="pro", operator="o"),
     b'{"version":1,"wallet":"w1","at_ms":5,"type":"key.revoked","key_id":"k","operator":"o"}':
@@ -230,6 +233,28 @@ def test_an_older_version_is_read_as_todays(golden: bytes, event: events.Event) 
 
 def test_every_past_version_has_golden_bytes() -> None:
     assert {(json.loads(golden)["type"], json.loads(golden)["version"]) for golden in PAST_GOLDEN} == set(PAST)
+
+
+@pytest.mark.parametrize("golden", [*GOLDEN, *PAST_GOLDEN])
+def test_every_integer_is_written_as_one(golden: bytes) -> None:
+    golden = golden_bytes(golden)
+    integers = list(re.finditer(rb"(?<=[:\[,])-?\d+(?=[,}\]])", golden))
+    assert len(integers) >= 2  # version and at_ms
+    assert json.loads(golden)["version"] == int(integers[0][0])
+    for integer in integers:
+        for other in (b"%b.0", b"%be0", b'"%b"', b"[%b]"):
+            with pytest.raises(events.UnreadableEvent):
+                events.parse(golden[: integer.start()] + other % integer[0] + golden[integer.end() :])
+        for word in (b"true", b"false", b"null"):
+            with pytest.raises(events.UnreadableEvent):
+                events.parse(golden[: integer.start()] + word + golden[integer.end() :])
+
+
+@pytest.mark.parametrize("amount_nano", [10**38, -(10**38), 10**60])
+def test_no_balance_is_wider_than_what_the_books_can_have(amount_nano: int) -> None:
+    text = b'{"version":1,"wallet":"w1","at_ms":5,"type":"balance.asserted","asset":"USDC","amount_nano":%d}'
+    with pytest.raises(events.UnreadableEvent):
+        events.parse(text % amount_nano)
 
 
 @pytest.mark.parametrize(("golden", "event"), GOLDEN.items())
