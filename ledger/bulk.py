@@ -51,6 +51,7 @@ def fold_archive(replay: Replay, archive: Archive, on_batch: Callable[[int], Non
         folded = [future.result() for future in work if future in done]
     for fold, last, last_sha256 in folded:
         replay.took(fold, bytes.fromhex(last.chain), last_sha256)
+        replay.unchecked += last.next
 
 
 async def fold_kafka(replay: Replay, bootstrap: str, ends: Mapping[int, int], on_batch: Callable[[int], None]) -> None:

@@ -136,6 +136,11 @@ def _report(books: Replay) -> bool:
     for wrong in books.broken[:20]:
         click.echo(f"broken: {wrong}", err=True)
     click.echo(f"digest {fingerprint}")
+    if books.unchecked:
+        click.echo(
+            f"{books.unchecked:,} records are the archive's and were taken as its manifest has them; that they are the "
+            "log's is checked by shrk ledger verify --archive, with --both record by record"
+        )
     return not books.broken
 
 

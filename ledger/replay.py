@@ -52,6 +52,7 @@ class Replay:
         self.last_sha256 = [b""] * partitions
         self.outcomes: Counter[str] = Counter()
         self.events = 0
+        self.unchecked = 0  # of these: whose bytes were not hashed into the chain, which is the manifest's
         self.broken: list[str] = []
         self._remember = remember
         self._after_step = after_step
