@@ -47,8 +47,9 @@ def replay(
     """Fold ledger.events from its first record to its end of now, and print the books and their digest.
 
     An archive is folded over its columns, which checks the hash of each file and the books; each record's key, its hash
-    chain, and that the columns are what its bytes say are checked by `verify`. With --plain or --compare every record
-    is parsed. Exits 1 where an invariant does not hold, or the log cannot be read to its end.
+    chain, and that the columns are what its bytes say are checked by `verify`, and a line on stderr says so. With
+    --plain or --compare every record is parsed, and hashed into the chain. Exits 1 where an invariant does not hold, or
+    the log cannot be read to its end.
     """
     if compare and epoch is not None:
         raise click.UsageError("PostgreSQL has the books of now: give --compare or --epoch, not both", ctx)
@@ -135,12 +136,13 @@ def _report(books: Replay) -> bool:
         click.echo(f"below zero: {account} has {format_amount(nano)} {asset}", err=True)
     for wrong in books.broken[:20]:
         click.echo(f"broken: {wrong}", err=True)
-    click.echo(f"digest {fingerprint}")
     if books.unchecked:
         click.echo(
-            f"{books.unchecked:,} records are the archive's and were taken as its manifest has them; that they are the "
-            "log's is checked by shrk ledger verify --archive, with --both record by record"
+            f"{books.unchecked:,} of these were taken from the archive as its manifest has them; whether they are the "
+            "log's records says shrk ledger verify --archive DIR (--both: each one)",
+            err=True,
         )
+    click.echo(f"digest {fingerprint}")
     return not books.broken
 
 

@@ -80,6 +80,9 @@ async def test_an_archive_then_processes(ledger_log: str, tmp_path: Path, bulk_f
     }
     assert len({result.stdout for result in outputs.values()}) == 1
     assert "2,000 events in 4 partitions" in outputs[()].stdout
+    # What was not looked at is said, where it was not.
+    words = "of these were taken from the archive as its manifest has them"
+    assert [way for way, result in outputs.items() if words in result.stderr] == [archive]
 
 
 async def test_what_is_no_event_is_named(ledger_log: str, bulk_from_one: None) -> None:
