@@ -14,10 +14,10 @@ from typing import Any
 
 from infra.errors import MigrationFailed, Unreachable
 from infra.postgres import describe_url
+from schemas.locks import Lock
 
 FOLDER = Path(__file__).with_name("migrations")
 _NAME = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
-_LOCK = 0x5368_6976  # any number that every runner agrees on
 _CONNECT_TIMEOUT_S = 10
 _LOCK_TIMEOUT_S = 60.0
 _EACH_TIMEOUT_S = 600.0
@@ -124,7 +124,7 @@ async def _lock(connection: Any) -> None:
     try:
         async with asyncio.timeout(_LOCK_TIMEOUT_S):
             # Polled, not waited for: a session that waits for a lock cannot be given up without breaking it.
-            while not await connection.fetchval("select pg_try_advisory_lock($1)", _LOCK):
+            while not await connection.fetchval("select pg_try_advisory_lock($1)", Lock.MIGRATE):
                 await asyncio.sleep(0.2)
     except TimeoutError as error:
         raise MigrationFailed(f"another process has been migrating this database for {_LOCK_TIMEOUT_S:g} s") from error

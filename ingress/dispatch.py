@@ -33,10 +33,9 @@ from ingress.placer import Placer
 from ingress.placing import Wish
 from ingress.router import Place, Router
 from ledger.log import LedgerUnavailable, LedgerWriter
-from ledger.rules import RULES_VERSION
 from schemas import ids, replies
 from schemas.errors import ApiError
-from schemas.events import How, RequestAccepted
+from schemas.events import How
 from schemas.jobs import Cancel
 from schemas.keys import ApiKey
 from schemas.replies import Tally, Tokens, Verdict
@@ -165,7 +164,7 @@ class Request:
     async def start(self) -> None:
         """Append request.accepted and post the job, at once; wait for both acks: without them nothing is delivered."""
         try:
-            accepted = self._shared.writer.append(self._accepted_event())
+            accepted = self._shared.writer.append(self.meter.accepted_event(self._prices))
             posted = self._shared.run(self._post(), f"post {self.id}")
             try:
                 async with asyncio.timeout(ACCEPT_ACK_S):
@@ -378,23 +377,6 @@ class Request:
     def now_ms(self) -> int:
         """The database's clock, carried on by our monotonic one: event times of one request never run backwards."""
         return self.admitted.now_ms + int((time.monotonic() - self._began_s) * 1000)
-
-    def _accepted_event(self) -> RequestAccepted:
-        admitted, meter = self.admitted, self.meter
-        return RequestAccepted(
-            wallet=admitted.wallet_id,
-            at_ms=admitted.now_ms,
-            request_id=self.id,
-            key_id=meter.key_id,
-            owner=self._shared.boot_id,
-            rules_version=RULES_VERSION,
-            asset=admitted.asset,
-            prices=self._prices,
-            rate_nano_usd=admitted.rate_nano_usd,
-            cap_day=admitted.cap_day,
-            hold_nano=meter.hold_nano,
-            payer=admitted.payer,
-        )
 
 
 def new_request_id() -> str:

@@ -31,8 +31,7 @@ class JobRejected(Exception):
 def failure_of(reply: replies.End | replies.Rejected | replies.Failed) -> Exception:
     if isinstance(reply, replies.Rejected):
         code, param = _REJECTIONS[reply.code]
-        told = reply.detail if " " in reply.detail else "The model does not take these values: a token id, say."
-        return JobRejected(ApiError(code, told, param=param))
+        return JobRejected(ApiError(code, reply.detail or "The model does not take this request.", param=param))
     if isinstance(reply, replies.Failed) and reply.code == "deadline":
         return AttemptFailed(How.DEADLINE, "the deadline has passed")
     return AttemptFailed(How.NODE_DIED, f"the node answered {getattr(reply, 'code', 'cancelled')}")

@@ -8,7 +8,7 @@ from typing import Any
 from ingress.admission import Admitted, Ask
 from ingress.chat import Chat
 from ledger import rules
-from schemas.events import How, ModelPrice, RequestFailed, Segment, UsageRecorded
+from schemas.events import How, ModelPrice, RequestAccepted, RequestFailed, Segment, UsageRecorded
 from schemas.heartbeats import NodeHeartbeat
 from schemas.jobs import Prompt
 
@@ -75,7 +75,7 @@ def _texts(value: Any) -> list[str]:
 
 
 class Meter:
-    """Counts one request's delivered tokens and writes its last event."""
+    """Counts one request's delivered tokens and writes its first and its last event."""
 
     def __init__(self, ask: Ask, admitted: Admitted, price: ModelPrice, node: NodeHeartbeat) -> None:
         self.key_id = ask.key.key_id
@@ -83,6 +83,7 @@ class Meter:
         self.price = price
         self.delivered = 0
         self._request_id = ask.request_id
+        self._owner = ask.owner
         self._admitted = admitted
         self._node = node
         self._attempt = 1
@@ -97,6 +98,24 @@ class Meter:
         if isinstance(event, RequestFailed):
             return 0
         return rules.charge_nano(self.price, event, self.hold_nano)
+
+    def accepted_event(self, prices: tuple[ModelPrice, ...]) -> RequestAccepted:
+        """`request.accepted`, at `prices`: of the model and of those that may serve in its place."""
+        admitted = self._admitted
+        return RequestAccepted(
+            wallet=admitted.wallet_id,
+            at_ms=admitted.now_ms,
+            request_id=self._request_id,
+            key_id=self.key_id,
+            owner=self._owner,
+            rules_version=rules.RULES_VERSION,
+            asset=admitted.asset,
+            prices=prices,
+            rate_nano_usd=admitted.rate_nano_usd,
+            cap_day=admitted.cap_day,
+            hold_nano=self.hold_nano,
+            payer=admitted.payer,
+        )
 
     def end_event(self, how: How, prompt_tokens: int, image_tokens: int, at_ms: int) -> UsageRecorded | RequestFailed:
         """`usage.recorded` where any token was delivered, else `request.failed`."""

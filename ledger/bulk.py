@@ -23,7 +23,6 @@ from ledger.reader import event_of
 from ledger.replay import Replay
 from ledger.vector.fold import Fold
 from schemas.events import Event
-from schemas.settings import Settings
 
 
 def fold_archive(replay: Replay, archive: Archive, on_batch: Callable[[int], None]) -> None:
@@ -52,11 +51,10 @@ def fold_archive(replay: Replay, archive: Archive, on_batch: Callable[[int], Non
         folded = [future.result() for future in work if future in done]
     for fold, last, last_sha256 in folded:
         replay.took(fold, bytes.fromhex(last.chain), last_sha256)
+        replay.unchecked += last.next
 
 
-async def fold_kafka(
-    replay: Replay, settings: Settings, ends: Mapping[int, int], on_batch: Callable[[int], None]
-) -> None:
+async def fold_kafka(replay: Replay, bootstrap: str, ends: Mapping[int, int], on_batch: Callable[[int], None]) -> None:
     """Takes what Kafka has from where `replay` is to `ends`. Raises LedgerUnavailable, LedgerCorrupt."""
     places = replay.places()
     parts = [
@@ -64,7 +62,7 @@ async def fold_kafka(
         for partition, end in ends.items()
         if places[partition] < end
     ]
-    folded = await fold_log(settings.kafka, settings.ledger_partitions, parts, on_batch, replay.errata)
+    folded = await fold_log(bootstrap, len(replay.books), parts, on_batch, replay.errata)
     for part in sorted(folded, key=lambda part: part.fold.books.partition):
         replay.took(part.fold, part.chain, part.last_sha256)
 

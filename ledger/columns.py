@@ -8,7 +8,8 @@ wallet                          null for the facts that concern none
 at_ms                           0 where it is no event
 request_hi, request_lo          the 128 bits of the request's id
 epoch, how                      of an adoption or an end
-asset, amount_nano              of a credit, an adjustment, an assertion; an accept has the asset too
+asset, amount_nano              of a credit, an adjustment, an assertion; an accept has the asset too. Of an assertion
+                                that is wider than 64 bits the amount is null: it is parsed in any case
 external_ref                    of a credit or an adjustment
 model                           of the accept's first price, or of the usage
 parts                           how many prices an accept has, how many segments a usage
@@ -211,7 +212,8 @@ def _reference(event: WalletCredited | AdjustmentPosted) -> tuple[Any, ...]:
 
 
 def _assertion(event: BalanceAsserted) -> tuple[Any, ...]:
-    return (None, None, None, None, event.asset, event.amount_nano, *_NO[9:])
+    amount_nano = event.amount_nano if -(2**63) <= event.amount_nano < 2**63 else None
+    return (None, None, None, None, event.asset, amount_nano, *_NO[9:])
 
 
 _ROWS: dict[type, Callable[[Any], tuple[Any, ...]]] = {

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from ledger import commands_archive, commands_errata, commands_exports, commands_proofs
-from ledger.commands_errata import errata_of, errata_option
+from ledger.commands_errata import errata_option
 from ledger.commands_rules import rules
 from ledger.compare import Comparison, connected
 from ledger.console import bar, parse_request_id, run_shell, settings_of, table
-from ledger.epoch_log import places_of_epochs
-from ledger.errata import Errata
 from ledger.invariants import overdrawn
 from ledger.money import format_amount
 from ledger.outcomes import MEANINGS, Outcome
 from ledger.replay import Replay, read_into
+from ledger.source import Source
 from ledger.verify_epochs import EpochCheck
 from schemas.settings import Settings
-
-if TYPE_CHECKING:
-    from ledger.archive import Archive
 
 
 @click.group("ledger")
@@ -51,19 +47,15 @@ def replay(
     """Fold ledger.events from its first record to its end of now, and print the books and their digest.
 
     An archive is folded over its columns, which checks the hash of each file and the books; each record's key, its hash
-    chain, and that the columns are what its bytes say are checked by `verify`. With --plain or --compare every record
-    is parsed. Exits 1 where an invariant does not hold, or the log cannot be read to its end.
+    chain, and that the columns are what its bytes say are checked by `verify`, and a line on stderr says so. With
+    --plain or --compare every record is parsed, and hashed into the chain. Exits 1 where an invariant does not hold, or
+    the log cannot be read to its end.
     """
     if compare and epoch is not None:
         raise click.UsageError("PostgreSQL has the books of now: give --compare or --epoch, not both", ctx)
-    settings = settings_of(ctx)
-    archive = commands_archive.opened(folder, settings.ledger_partitions)
-    errata = errata_of(settings, errata_file, archive)
-    if epoch is not None:
-        sound = run_shell(_replay_epoch(settings, archive, errata, epoch))
-    else:
-        sound = run_shell(_compare(settings, archive, errata) if compare else _replay(settings, archive, errata, plain))
-    if not sound:
+    source = commands_archive.source_of(ctx, folder, errata_file)
+    database_url = settings_of(ctx).database_url if compare else None
+    if not run_shell(_replay(source, database_url, epoch, plain)):
         ctx.exit(1)
 
 
@@ -82,22 +74,28 @@ def entries(ctx: click.Context, request_id: str) -> None:
     run_shell(_entries(settings_of(ctx), found))
 
 
-async def _replay(settings: Settings, archive: Archive | None, errata: Errata, plain: bool) -> bool:
-    books = Replay(settings.ledger_partitions, errata=errata)
-    with bar("Replaying") as (started, more):
-        await read_into(books, settings, None, started, more, archive=archive, plain=plain)
-    return _report(books)
+async def _replay(source: Source, compare_with: str | None, epoch: int | None, plain: bool) -> bool:
+    """Whether all is sound."""
+    async with source:
+        if epoch is not None:
+            return await _replay_epoch(source, epoch)
+        if compare_with is not None:
+            return await _compare(source, compare_with)
+        books = Replay(source.partitions, errata=source.errata)
+        with bar("Replaying") as (started, more):
+            await read_into(books, source, None, started, more, plain=plain)
+        return _report(books)
 
 
-async def _replay_epoch(settings: Settings, archive: Archive | None, errata: Errata, number: int) -> bool:
-    places = await places_of_epochs(settings, archive, up_to=number, errata=errata)
-    books = Replay(settings.ledger_partitions, errata=errata)
+async def _replay_epoch(source: Source, number: int) -> bool:
+    places = await source.epochs(up_to=number)
+    books = Replay(source.partitions, errata=source.errata)
     check = EpochCheck(books, places)
     with bar("Replaying") as (started, more):
         started(sum(places[-1].event.cut))
 
         async def read(to: Mapping[int, int]) -> None:
-            await read_into(books, settings, to, lambda _: None, more, check.listen, archive)
+            await read_into(books, source, to, lambda _: None, more, check.listen)
 
         await check.walk(read, places[-1].ends)
     sound = _report(books)
@@ -108,12 +106,12 @@ async def _replay_epoch(settings: Settings, archive: Archive | None, errata: Err
     return sound and not check.bad
 
 
-async def _compare(settings: Settings, archive: Archive | None, errata: Errata) -> bool:
-    books = Replay(settings.ledger_partitions, remember=True, errata=errata)
-    async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
+async def _compare(source: Source, database_url: str) -> bool:
+    books = Replay(source.partitions, remember=True, errata=source.errata)
+    async with connected(database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
         with bar("Replaying") as (started, more):
-            await read_into(books, settings, await comparison.ends(), started, more, comparison.batch, archive)
+            await read_into(books, source, await comparison.ends(), started, more, comparison.batch)
         await comparison.books(books)
     sound = _report(books)
     if not comparison.differences:
@@ -138,6 +136,12 @@ def _report(books: Replay) -> bool:
         click.echo(f"below zero: {account} has {format_amount(nano)} {asset}", err=True)
     for wrong in books.broken[:20]:
         click.echo(f"broken: {wrong}", err=True)
+    if books.unchecked:
+        click.echo(
+            f"{books.unchecked:,} of these were taken from the archive as its manifest has them; whether they are the "
+            "log's records says shrk ledger verify --archive DIR (--both: each one)",
+            err=True,
+        )
     click.echo(f"digest {fingerprint}")
     return not books.broken
 

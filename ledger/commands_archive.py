@@ -11,6 +11,7 @@ from ledger.commands_errata import errata_of, errata_of_archive, errata_option
 from ledger.console import bar, run_shell, settings_of
 from ledger.log import LedgerError
 from ledger.manifest import RANGE_RECORDS
+from ledger.source import Source
 
 if TYPE_CHECKING:
     from ledger.archive import Archive
@@ -40,6 +41,21 @@ def opened(folder: Path | None, partitions: int | None) -> Archive | None:
         return Archive.open(folder, partitions)
     except LedgerError as error:
         raise click.ClickException(str(error)) from error
+
+
+def source_of(ctx: click.Context, folder: Path | None, errata_file: Path | None, no_tail: bool = False) -> Source:
+    """Where the log is read: the archive in `folder`, then Kafka; with `no_tail` the archive alone.
+
+    Raises ClickException as `opened` does, and where errata cannot be had.
+    """
+    if not no_tail:
+        settings = settings_of(ctx)
+        archive = opened(folder, settings.ledger_partitions)
+        return Source(settings.ledger_partitions, settings.kafka, archive, errata_of(settings, errata_file, archive))
+    alone = opened(folder, None)
+    if alone is None:
+        raise click.UsageError("--no-tail needs --archive DIR", ctx)
+    return Source(alone.manifest.partitions, None, alone, errata_of_archive(alone, errata_file))
 
 
 @click.command()
@@ -106,16 +122,11 @@ def verify(
         raise click.UsageError("--no-tail and --both need --archive DIR", ctx)
     if no_tail and both:
         raise click.UsageError("--both needs the log, --no-tail leaves it out", ctx)
+    source = source_of(ctx, folder, errata_file, no_tail)
     if no_tail:
-        alone = opened(folder, None)
-        assert alone is not None
-        errata = errata_of_archive(alone, errata_file)
-        report = run_shell(verify_archive(alone, bar, every_batch=every_batch, errata=errata))
+        report = run_shell(verify_archive(source, bar, every_batch=every_batch))
     else:
-        settings = settings_of(ctx)
-        found = opened(folder, settings.ledger_partitions)
-        errata = errata_of(settings, errata_file, found)
-        report = run_shell(verify_log(settings, found, bar, every_batch=every_batch, both=both, errata=errata))
+        report = run_shell(verify_log(source, settings_of(ctx).database_url, bar, every_batch=every_batch, both=both))
     _print(report)
     if report.bad:
         ctx.exit(1)

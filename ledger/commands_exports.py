@@ -10,16 +10,15 @@ import re
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import click
 
 from ledger.books import provider_account, wallet_account
-from ledger.commands_archive import archive_option, opened
-from ledger.commands_errata import errata_of, errata_of_archive, errata_option
-from ledger.console import bar, one_line_for_files, settings_of, write_whole
+from ledger.commands_archive import archive_option, source_of
+from ledger.commands_errata import errata_option
+from ledger.console import bar, one_line_for_files, write_whole
 from ledger.decide import Decision
-from ledger.errata import Errata
 from ledger.exports.beancount import Beancount
 from ledger.exports.csvs import Csv
 from ledger.exports.dates import parse_day
@@ -40,16 +39,12 @@ from ledger.exports.transactions import (
 from ledger.exports.write import Form, export
 from ledger.log import LedgerError, cached_partition_of
 from ledger.reader import Record
-from ledger.replay import Listener, Replay, read_archive, read_into
+from ledger.replay import Listener, Replay, read_into
 from ledger.source import Source
 from ledger.spool import Spool
 from ledger.statements import Statement, StatementBuilder
 from schemas.events import Event
-from schemas.settings import Settings
 from schemas.topics import LEDGER, SETTLEMENT_KEY
-
-if TYPE_CHECKING:
-    from ledger.archive import Archive
 
 PARQUET = "parquet"
 FORMS: dict[str, type[Form]] = {"hledger": Hledger, "beancount": Beancount, "csv": Csv}
@@ -100,11 +95,11 @@ def export_command(
     """
     if until is not None and epoch is not None:
         raise click.UsageError("give --until or --epoch, not both", ctx)
-    log = _log_of(ctx, folder, errata_file, no_tail)
-    ends, day = _parse_until(ctx, until, log.partitions)
+    source = source_of(ctx, folder, errata_file, no_tail)
+    ends, day = _parse_until(ctx, until, source.partitions)
     key = by_epoch if form in FORMS and FORMS[form].by_epoch else by_day
     with _one_line_errors(), one_line_for_files(), Spool(key=key) as spool:
-        head = asyncio.run(_collect(log, ends, day, epoch, spool))
+        head = asyncio.run(_collect(source, ends, day, epoch, spool))
         if form == PARQUET:
             from ledger.parquet_export import export_parquet
 
@@ -149,70 +144,32 @@ def statement_command(
         raise click.BadParameter(f"{subject!r} is no id", ctx, param_hint=option)
     account = provider_account(subject) if wallet is None else wallet_account(subject)
     builder = _parsed(ctx, "--month", lambda text: StatementBuilder(account, text), month)
-    log = _log_of(ctx, folder, errata_file, no_tail)
+    source = source_of(ctx, folder, errata_file, no_tail)
     with _one_line_errors(), one_line_for_files():
-        statement = asyncio.run(_build(log, builder, wallet))
+        statement = asyncio.run(_build(source, builder, wallet))
         write_whole("-", [RENDERERS[form](statement).encode()])
 
 
-class _Log(NamedTuple):
-    """Where the log is read: an archive, then Kafka; without `settings` the archive alone."""
-
-    partitions: int
-    settings: Settings | None
-    archive: Archive | None
-    errata: Errata
-
-    def source(self) -> Source:
-        return Source(
-            self.partitions, None if self.settings is None else self.settings.kafka, self.archive, self.errata
-        )
-
-    async def ends(self) -> dict[int, int]:
-        async with self.source() as source:
-            return await source.ends()
-
-    async def read_into(self, replay: Replay, ends: dict[int, int], listener: Listener) -> None:
-        with bar("Replaying") as (started, more):
-            if self.settings is not None:
-                await read_into(replay, self.settings, ends, started, more, listener, self.archive)
-            elif self.archive is not None:
-                started(sum(ends.values()))
-                await read_archive(replay, self.archive, ends, more, listener)
-
-
-def _log_of(ctx: click.Context, folder: Path | None, errata_file: Path | None, no_tail: bool) -> _Log:
-    if no_tail and folder is None:
-        raise click.UsageError("--no-tail needs --archive DIR", ctx)
-    settings = None if no_tail else settings_of(ctx)
-    archive = opened(folder, None if settings is None else settings.ledger_partitions)
-    if settings is not None:
-        return _Log(settings.ledger_partitions, settings, archive, errata_of(settings, errata_file, archive))
-    assert archive is not None
-    return _Log(archive.manifest.partitions, None, archive, errata_of_archive(archive, errata_file))
-
-
 async def _collect(
-    log: _Log, ends: dict[int, int] | None, until_day: int | None, epoch: int | None, spool: Spool
+    source: Source, ends: dict[int, int] | None, until_day: int | None, epoch: int | None, spool: Spool
 ) -> Head:
     """Replays the log up to `ends`, or the cut of `epoch`, and puts what is to be exported into `spool`.
 
     The epochs are those that were closed before `ends`; an export by a day looks at none.
     """
     tally = Tally()
-    ends, epochs = await _cut(log, ends, until_day, epoch)
+    async with source:
+        ends, epochs = await _cut(source, ends, until_day, epoch)
 
-    async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
-        for record, event, decision in told:
-            transaction = transaction_of(record.partition, record.offset, event, decision)
-            if transaction is not None and (until_day is None or transaction.day <= until_day):
-                transaction = transaction._replace(epoch=epochs.of(record.partition, record.offset))
-                tally.add(transaction)
-                spool.add(transaction)
+        async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
+            for record, event, decision in told:
+                transaction = transaction_of(record.partition, record.offset, event, decision)
+                if transaction is not None and (until_day is None or transaction.day <= until_day):
+                    transaction = transaction._replace(epoch=epochs.of(record.partition, record.offset))
+                    tally.add(transaction)
+                    spool.add(transaction)
 
-    replay = Replay(log.partitions, errata=log.errata)
-    await log.read_into(replay, ends, listen)
-    digest = _finished(replay)
+        replay, digest = await _replayed(source, ends, listen)
     if until_day is not None:
         return Head(tally.next_offsets, None, until_day, tally)
     if tally.balances != _balances(replay):
@@ -221,25 +178,20 @@ async def _collect(
 
 
 async def _cut(
-    log: _Log, ends: dict[int, int] | None, until_day: int | None, epoch: int | None
+    source: Source, ends: dict[int, int] | None, until_day: int | None, epoch: int | None
 ) -> tuple[dict[int, int], Epochs]:
     """Up to where to read, and the epochs that were closed before."""
-    async with log.source() as source:
-        found = await source.ends()
-        ends = found if ends is None else ends
-        _check_there(ends, found)
-        if until_day is not None:
-            return ends, Epochs()
-        home = cached_partition_of(SETTLEMENT_KEY.encode(), log.partitions)
-        events = [place.event for place in await source.epochs(ends[home])]
+    found = await source.ends()
+    ends = found if ends is None else ends
+    _check_there(ends, found)
+    if until_day is not None:
+        return ends, Epochs()
+    home = cached_partition_of(SETTLEMENT_KEY.encode(), source.partitions)
+    events = [place.event for place in await source.epochs(ends[home], up_to=epoch)]
     if epoch is not None:
-        wanted = [event for event in events if event.epoch == epoch]
-        if not wanted:
-            raise ExportError(f"epoch {epoch} is not closed; the last is {events[-1].epoch if events else 'none'}")
-        ends = dict(enumerate(wanted[0].cut))
-        _check_there(ends, found)
         # As --until with these offsets has it: its own record stands behind them.
-        events = [event for event in events if event.epoch < epoch]
+        ends = dict(enumerate(events.pop().cut))
+        _check_there(ends, found)
     inside = [event for event in events if all(following <= ends[p] for p, following in enumerate(event.cut))]
     return ends, Epochs([Cut(event.epoch, event.at_ms, event.cut, event.log_root) for event in inside])
 
@@ -250,33 +202,36 @@ def _check_there(ends: dict[int, int], found: dict[int, int]) -> None:
             raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
 
 
-async def _build(log: _Log, builder: StatementBuilder, wallet: str | None) -> Statement:
+async def _build(source: Source, builder: StatementBuilder, wallet: str | None) -> Statement:
     """Replays what can concern the account: a wallet's events all stand in one partition, a provider's in any."""
 
     async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
         for record, event, decision in told:
             builder.add(record.partition, record.offset, event, decision)
 
-    ends = await log.ends()
-    if wallet is not None:
-        partition = cached_partition_of(wallet.encode(), log.partitions)
-        ends = {partition: ends.get(partition, 0)}
-    replay = Replay(log.partitions, errata=log.errata)
-    await log.read_into(replay, ends, listen)
-    _finished(replay)
+    async with source:
+        ends = await source.ends()
+        if wallet is not None:
+            partition = cached_partition_of(wallet.encode(), source.partitions)
+            ends = {partition: ends.get(partition, 0)}
+        replay, _ = await _replayed(source, ends, listen)
     return builder.finish(ends, _balances(replay))
+
+
+async def _replayed(source: Source, ends: dict[int, int], listener: Listener) -> tuple[Replay, str]:
+    """The books up to `ends` and their digest. Raises ExportError where an invariant does not hold."""
+    replay = Replay(source.partitions, errata=source.errata)
+    with bar("Replaying") as (started, more):
+        await read_into(replay, source, ends, started, more, listener)
+    digest = replay.finish()
+    if replay.broken:
+        others = f" and {len(replay.broken) - 1} more" if len(replay.broken) > 1 else ""
+        raise ExportError(f"the books are broken: {replay.broken[0]}{others}")
+    return replay, digest
 
 
 def _balances(replay: Replay) -> dict[tuple[str, str], int]:
     return {(account, asset): nano for account, asset, nano, _ in replay.balances()}
-
-
-def _finished(replay: Replay) -> str:
-    digest = replay.finish()
-    if replay.broken:
-        more = f" and {len(replay.broken) - 1} more" if len(replay.broken) > 1 else ""
-        raise ExportError(f"the books are broken: {replay.broken[0]}{more}")
-    return digest
 
 
 def _parse_until(ctx: click.Context, text: str | None, partitions: int) -> tuple[dict[int, int] | None, int | None]:

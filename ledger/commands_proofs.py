@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ledger import check_proof
-from ledger.commands_archive import archive_option, opened
-from ledger.commands_errata import errata_of, errata_of_archive, errata_option
+from ledger.commands_archive import archive_option, source_of
+from ledger.commands_errata import errata_option
 from ledger.compare import DATABASE_ERRORS, connected
 from ledger.console import bar, one_line_for_files, parse_request_id, run_shell, settings_of, write_whole
-from ledger.errata import Errata
 from ledger.prove import FromLog, FromRows, OnRecords, prove
 from ledger.source import Source
-from schemas.settings import Settings
-
-if TYPE_CHECKING:
-    from ledger.archive import Archive
 
 
 def register(group: click.Group) -> None:
@@ -48,46 +42,35 @@ def prove_command(
 
     Anyone checks it, with neither log nor database: shrk ledger check-proof FILE, or ledger/check_proof.py alone.
     """
-    if no_tail and folder is None:
-        raise click.UsageError("--no-tail needs --archive DIR", ctx)
     try:
         wanted = parse_request_id(request_id)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param_hint="--request") from None
-    settings = None if no_tail else settings_of(ctx)
-    archive = opened(folder, None if settings is None else settings.ledger_partitions)
-    if settings is not None:
-        errata = errata_of(settings, errata_file, archive)
-    else:
-        assert archive is not None
-        errata = errata_of_archive(archive, errata_file)
+    source = source_of(ctx, folder, errata_file, no_tail)
+    database_url = None if no_tail else settings_of(ctx).database_url
     with bar("Reading") as (started, more):
-        data = run_shell(_prove(settings, archive, errata, wanted, epoch, started, more))
+        data = run_shell(_prove(source, database_url, wanted, epoch, started, more))
     with one_line_for_files():
         written = write_whole(out, [data])
     click.echo(f"{written:,} bytes prove request {wanted}", err=True)
 
 
 async def _prove(
-    settings: Settings | None,
-    archive: Archive | None,
-    errata: Errata,
+    source: Source,
+    database_url: str | None,
     request_id: str,
     epoch: int | None,
     started: OnRecords,
     more: OnRecords,
 ) -> bytes:
-    if settings is None:
-        assert archive is not None
-        async with Source(archive.manifest.partitions, None, archive, errata) as source:
-            return await prove(source, FromLog(source, started, more), request_id, epoch, more)
-    async with Source(settings.ledger_partitions, settings.kafka, archive, errata) as source:
+    async with source:
         try:
-            async with (
-                connected(settings.database_url) as db,
-                db.transaction(isolation="repeatable_read", readonly=True),
-            ):
-                return await prove(source, FromRows(db, source, more), request_id, epoch, more)
+            if database_url is not None:
+                async with (
+                    connected(database_url) as db,
+                    db.transaction(isolation="repeatable_read", readonly=True),
+                ):
+                    return await prove(source, FromRows(db, source, more), request_id, epoch, more)
         except DATABASE_ERRORS as error:
             reason = str(error) or type(error).__name__
             click.echo(f"PostgreSQL does not answer ({reason}): folding the whole log instead", err=True)

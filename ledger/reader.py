@@ -72,8 +72,11 @@ class LedgerReader:
         client_id: str,
         request_timeout_s: float = REQUEST_TIMEOUT_S,
         errata: Errata = NO_ERRATA,
+        at_once: int | None = None,
     ) -> None:
+        """`at_once`: how many records a list has at most, where others share the loop; None: all that were fetched."""
         self.errata = errata
+        self._at_once = at_once
         self._bootstrap = bootstrap
         self._partitions = partitions
         self._client_id = client_id
@@ -153,7 +156,7 @@ class LedgerReader:
         while expected:
             try:
                 async with asyncio.timeout(2 * self._timeout_s):
-                    fetched = await self._consumer.getmany(timeout_ms=_FETCH_TIMEOUT_MS)
+                    fetched = await self._consumer.getmany(timeout_ms=_FETCH_TIMEOUT_MS, max_records=self._at_once)
             except (KafkaError, TimeoutError) as error:
                 raise LedgerUnavailable(f"reading {LEDGER} failed: {error!r}") from error
             for place, raws in fetched.items():

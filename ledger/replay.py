@@ -6,7 +6,7 @@ import asyncio
 import gc
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING
 
 from ledger.apply import step
@@ -18,11 +18,11 @@ from ledger.invariants import broken_by, broken_in
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record, event_of, event_or_none, place_of
 from schemas.events import Event
-from schemas.settings import Settings
 from schemas.topics import LEDGER
 
 if TYPE_CHECKING:
     from ledger.archive import Archive  # whoever has none is spared pyarrow
+    from ledger.source import Source
     from ledger.vector.fold import Fold
 
 _FORGET_EVERY = 100_000
@@ -52,6 +52,7 @@ class Replay:
         self.last_sha256 = [b""] * partitions
         self.outcomes: Counter[str] = Counter()
         self.events = 0
+        self.unchecked = 0  # of these: whose bytes were not hashed into the chain, which is the manifest's
         self.broken: list[str] = []
         self._remember = remember
         self._after_step = after_step
@@ -133,16 +134,15 @@ class Replay:
 
 async def read_into(
     replay: Replay,
-    settings: Settings,
+    source: Source,
     ends: Mapping[int, int] | None,
     on_start: Callable[[int], None],
     on_batch: Callable[[int], None],
     listener: Listener | None = None,
-    archive: Archive | None = None,
     *,
     plain: bool = False,
 ) -> None:
-    """Read the log from where `replay` is to `ends` (None: its end now): what `archive` has from there, then Kafka's.
+    """Read the log from where `replay` is to `ends` (None: its end now): what an archive has from there, then Kafka's.
 
     Where nobody listens, a whole archive and a long log are folded over columns (ledger/bulk.py), which comes to the
     same, unless `plain` says otherwise.
@@ -151,29 +151,28 @@ async def read_into(
     archive, is another one than was archived, or cannot be read.
     """
     bulk = not plain and listener is None and replay.in_bulk()
-    async with LedgerReader(
-        settings.kafka, settings.ledger_partitions, client_id="shiver-replay", errata=replay.errata
-    ) as reader:
-        begins, found = await reader.beginnings(), await reader.ends()
-        wanted = found if ends is None else ends
-        held = {} if archive is None else archive.ends()
-        _check_bounds(begins, found, wanted, {p: max(n, held.get(p, 0)) for p, n in replay.places().items()}, held)
-        on_start(sum(max(0, end - replay.places().get(partition, 0)) for partition, end in wanted.items()))
-        if archive is not None:
-            archive.errata = replay.errata
-            if bulk and not replay.events and all(wanted.get(p, 0) >= end for p, end in held.items()):
-                from ledger.bulk import fold_archive
+    begins, found = await source.beginnings(), await source.ends()
+    wanted = found if ends is None else ends
+    archive, held, before = source.archive, source.held, replay.places()
+    _check_bounds(begins, found, wanted, {p: max(n, held.get(p, 0)) for p, n in before.items()}, held)
+    on_start(sum(max(0, end - before.get(partition, 0)) for partition, end in wanted.items()))
+    if archive is not None:
+        if bulk and not replay.events and all(wanted.get(p, 0) >= end for p, end in held.items()):
+            from ledger.bulk import fold_archive
 
-                await asyncio.to_thread(fold_archive, replay, archive, on_batch)
-            else:
-                await read_archive(replay, archive, wanted, on_batch, listener)
-            await _check_seam(replay, reader, begins)
-        if bulk and sum(max(0, end - replay.places().get(p, 0)) for p, end in wanted.items()) >= BULK_FROM:
-            from ledger.bulk import fold_kafka
+            await asyncio.to_thread(fold_archive, replay, archive, on_batch)
+        else:
+            await read_archive(replay, archive, wanted, on_batch, listener)
+    if source.kafka is None:
+        return
+    await _check_seam(replay, await source.log(), begins, before)
+    if bulk and sum(max(0, end - replay.places().get(p, 0)) for p, end in wanted.items()) >= BULK_FROM:
+        from ledger.bulk import fold_kafka
 
-            await fold_kafka(replay, settings, wanted, on_batch)
-        with _young_garbage_only() as tidy:
-            async for records in reader.read(replay.places(), wanted):
+        await fold_kafka(replay, source.kafka, wanted, on_batch)
+    with _young_garbage_only() as tidy:
+        async with aclosing((await source.log()).read(replay.places(), wanted)) as batches:
+            async for records in batches:
                 told = replay.feed(records)
                 if listener is not None:
                     await listener(told)
@@ -192,7 +191,6 @@ async def read_archive(
 
     Raises ArchiveUnavailable, and LedgerCorrupt as `read_into` does.
     """
-    archive.errata = replay.errata
     with _young_garbage_only() as tidy:
         for file, records in archive.read(replay.places(), ends):
             told = replay.feed(records)
@@ -241,15 +239,21 @@ def _check_bounds(
             raise LedgerCorrupt(f"{LEDGER} partition {partition} ends at {there}, but the archive ends at {end}")
 
 
-async def _check_seam(replay: Replay, reader: LedgerReader, begins: Mapping[int, int]) -> None:
-    """The last record that was read from the archive is in Kafka too, where Kafka has kept it. Raises LedgerCorrupt."""
+async def _check_seam(
+    replay: Replay, reader: LedgerReader, begins: Mapping[int, int], before: Mapping[int, int]
+) -> None:
+    """The last record that was read from the archive is in Kafka too, where Kafka has kept it. Raises LedgerCorrupt.
+
+    `before` has the places from which the archive was read; of what it gave nothing of there is no seam.
+    """
     for partition, following in replay.places().items():
         last = following - 1
-        if last < begins.get(partition, 0):
+        if following == before[partition] or last < begins.get(partition, 0):
             continue
-        async for records in reader.read({partition: last}, {partition: following}):
-            if record_sha256(*records[-1]) != replay.last_sha256[partition]:
-                raise LedgerCorrupt(
-                    f"{LEDGER} partition {partition} offset {last} is not the record in the archive: the log was made "
-                    "anew or changed"
-                )
+        async with aclosing(reader.read({partition: last}, {partition: following})) as batches:
+            async for records in batches:
+                if record_sha256(*records[-1]) != replay.last_sha256[partition]:
+                    raise LedgerCorrupt(
+                        f"{LEDGER} partition {partition} offset {last} is not the record in the archive: the log was "
+                        "made anew or changed"
+                    )

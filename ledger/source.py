@@ -1,4 +1,4 @@
-"""Plain records of the log by place: from an archive as far as it goes, else from Kafka. Nothing is folded."""
+"""Where the log is read: an archive as far as it goes, then Kafka, over one connection. Nothing is folded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from typing import TYPE_CHECKING
 
-from ledger.epoch_log import EpochPlace, collect
+from ledger.epoch_log import EpochPlace, UnknownEpoch, collect
 from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt, LedgerUnavailable, cached_partition_of
 from ledger.reader import LedgerReader, Record
@@ -21,15 +21,18 @@ _SETTLEMENT = SETTLEMENT_KEY.encode()
 class Source:
     """`async with Source(...) as source`; Kafka is connected to when it is first needed. Not for concurrent reads."""
 
-    def __init__(self, partitions: int, kafka: str | None, archive: Archive | None, errata: Errata = NO_ERRATA) -> None:
+    def __init__(
+        self, partitions: int, kafka: str | None, archive: Archive | None = None, errata: Errata = NO_ERRATA
+    ) -> None:
         """`kafka` None: the archive alone."""
         self.partitions = partitions
+        self.kafka = kafka
+        self.archive = archive
         self.errata = errata
         if archive is not None:
             archive.errata = errata
-        self._kafka = kafka
-        self._archive = archive
-        self._held = {} if archive is None else archive.ends()
+        #: The next offset behind the archive, by partition; empty without one.
+        self.held = {} if archive is None else archive.ends()
         self._reader: LedgerReader | None = None
         self._open = AsyncExitStack()
 
@@ -40,26 +43,28 @@ class Source:
         await self._open.aclose()
 
     async def ends(self) -> dict[int, int]:
-        """The next offset of each partition. Raises LedgerUnavailable."""
-        if self._kafka is None:
-            return dict(self._held)
-        return await (await self._connected()).ends()
+        """The next offset of each partition, now. Raises LedgerUnavailable."""
+        return dict(self.held) if self.kafka is None else await (await self.log()).ends()
+
+    async def beginnings(self) -> dict[int, int]:
+        """The first offset of each partition that Kafka still has; without Kafka, where the archive ends."""
+        return dict(self.held) if self.kafka is None else await (await self.log()).beginnings()
 
     async def read(self, partition: int, first: int, following: int) -> AsyncGenerator[list[Record], None]:
         """The records from `first` up to, not with, `following`.
 
         Raises LedgerUnavailable, ArchiveUnavailable and LedgerCorrupt.
         """
-        held = min(self._held.get(partition, 0), following)
-        if self._archive is not None and first < held:
-            for _, records in self._archive.read({partition: first}, {partition: held}):
+        held = min(self.held.get(partition, 0), following)
+        if self.archive is not None and first < held:
+            for _, records in self.archive.read({partition: first}, {partition: held}):
                 yield records
             first = held
         if first >= following:
             return
-        if self._kafka is None:
+        if self.kafka is None:
             raise LedgerUnavailable(f"the archive ends at offset {held} of partition {partition}, before {following}")
-        reader = await self._connected()
+        reader = await self.log()
         if (await reader.beginnings())[partition] > first:
             raise LedgerCorrupt(f"{LEDGER} partition {partition} no longer has offset {first}: records were deleted")
         if (there := (await reader.ends())[partition]) < following:
@@ -75,24 +80,37 @@ class Source:
                 return records[0]
         raise LedgerCorrupt(f"{LEDGER} partition {partition} has nothing at offset {offset}")
 
-    async def epochs(self, end: int | None = None) -> list[EpochPlace]:
-        """Every epoch that is closed, in order.
+    async def epochs(
+        self, end: int | None = None, *, up_to: int | None = None, damaged: bool = False
+    ) -> list[EpochPlace]:
+        """Every epoch that is closed, in order, up to the number `up_to`: one event each is all that is kept in memory.
 
-        `end` is the next offset up to which to read the partition where they stand; None reads to its end. Raises
-        as `read` does.
+        `end` is the next offset up to which to read the partition where they stand; None reads to its end. With
+        `damaged`, what cannot be read only ends the list: others will name it. Raises UnknownEpoch where there is no
+        epoch `up_to`, else as `read` does.
         """
         home = cached_partition_of(_SETTLEMENT, self.partitions)
         if end is None:
             end = (await self.ends()).get(home, 0)
         found = list[EpochPlace]()
-        async with aclosing(self.read(home, 0, end)) as batches:
-            async for records in batches:
-                collect(records, self.partitions, found, self.errata)
+        try:
+            async with aclosing(self.read(home, 0, end)) as batches:
+                async for records in batches:
+                    collect(records, self.partitions, found, self.errata)
+                    if up_to is not None and len(found) >= up_to:
+                        return found[:up_to]
+        except LedgerCorrupt:
+            if not damaged:
+                raise
+        if up_to is not None:
+            last = f"its last is {len(found)}" if found else "none is closed"
+            raise UnknownEpoch(f"the log has no epoch {up_to}: {last}")
         return found
 
-    async def _connected(self) -> LedgerReader:
+    async def log(self) -> LedgerReader:
+        """Kafka's own, connected to. Raises LedgerUnavailable."""
         if self._reader is None:
-            assert self._kafka is not None
-            reader = LedgerReader(self._kafka, self.partitions, client_id="shiver-source", errata=self.errata)
+            assert self.kafka is not None
+            reader = LedgerReader(self.kafka, self.partitions, client_id="shiver-source", errata=self.errata)
             self._reader = await self._open.enter_async_context(reader)
         return self._reader

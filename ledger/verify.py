@@ -19,15 +19,14 @@ from ledger.archive import Archive
 from ledger.books import Books
 from ledger.compare import Comparison, Difference, connected
 from ledger.decide import Decision
-from ledger.epoch_log import EpochPlace, archived_epochs, places_of_epochs
-from ledger.errata import NO_ERRATA, Errata
+from ledger.epoch_log import EpochPlace
 from ledger.invariants import Running
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record
-from ledger.replay import Listener, Replay, read_archive, read_into
+from ledger.replay import Listener, Replay, read_into
+from ledger.source import Source
 from ledger.verify_epochs import EpochCheck
 from schemas.events import Event
-from schemas.settings import Settings
 from schemas.topics import LEDGER
 
 #: Makes a progress bar: a function to say how much there will be, and one to say how much more was done.
@@ -48,11 +47,11 @@ class Report(NamedTuple):
 class _Walk:
     """One walk through the log, and what it found so far."""
 
-    def __init__(self, partitions: int, every_batch: bool, epochs: list[EpochPlace], errata: Errata) -> None:
-        self._running = [Running() for _ in range(partitions)]
+    def __init__(self, source: Source, every_batch: bool, epochs: list[EpochPlace]) -> None:
+        self._running = [Running() for _ in range(source.partitions)]
         self._every_batch = every_batch
         after_step = None if every_batch else self._after_step
-        self.replay = Replay(partitions, remember=True, after_step=after_step, errata=errata)
+        self.replay = Replay(source.partitions, remember=True, after_step=after_step, errata=source.errata)
         self.epochs = EpochCheck(self.replay, epochs)
         self.bad: list[str] = []
         self._stopped = False
@@ -102,32 +101,46 @@ class _Walk:
         return Report(self.bad, self.replay.events, rows, places, digest, self.epochs.done)
 
 
-async def verify_log(
-    settings: Settings,
-    archive: Archive | None,
-    bar: Bar,
-    *,
-    every_batch: bool,
-    both: bool,
-    errata: Errata = NO_ERRATA,
-) -> Report:
-    """Verify everything that there is. Raises LedgerUnavailable, ArchiveUnavailable and what DATABASE_ERRORS names."""
-    if archive is not None:
-        archive.check_columns = True
-    async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
+async def verify_log(source: Source, database_url: str, bar: Bar, *, every_batch: bool, both: bool) -> Report:
+    """Verify everything that there is, and close `source`.
+
+    Raises LedgerUnavailable, ArchiveUnavailable and what DATABASE_ERRORS names.
+    """
+    async with source:
+        return await _verify_log(source, database_url, bar, every_batch=every_batch, both=both)
+
+
+async def verify_archive(source: Source, bar: Bar, *, every_batch: bool) -> Report:
+    """Verify an archive alone, a source without Kafka, with no PostgreSQL. Raises ArchiveUnavailable."""
+    _check_columns(source)
+    walk = _Walk(source, every_batch, await source.epochs(damaged=True))
+    with bar("Verifying the archive") as (started, more):
+        stop = await walk.stopped_by(_read_on(walk, source, started, more))
+    walk.bad += walk.replay.broken
+    walk.bad += [] if stop is None else [str(stop)]
+    return walk.report(0)
+
+
+def _check_columns(source: Source) -> None:
+    if source.archive is not None:
+        source.archive.check_columns = True
+
+
+async def _verify_log(source: Source, database_url: str, bar: Bar, *, every_batch: bool, both: bool) -> Report:
+    _check_columns(source)
+    async with connected(database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         comparison = Comparison(db)
-        read_to = {p: end for p, end in (await comparison.ends()).items() if p < settings.ledger_partitions}
-        there = await _log_ends(settings)
+        read_to = {p: end for p, end in (await comparison.ends()).items() if p < source.partitions}
+        there = await source.ends()
         # After the snapshot: what has a row in it stands in the log by now.
-        epochs = await places_of_epochs(settings, archive, damaged=True, errata=errata)
-        walk = _Walk(settings.ledger_partitions, every_batch, epochs, errata)
+        walk = _Walk(source, every_batch, await source.epochs(damaged=True))
         ends = {partition: min(end, there.get(partition, 0)) for partition, end in read_to.items()}
         with bar("Comparing with PostgreSQL") as (started, more):
             listener = walk.listener(comparison)
             started(sum(ends.values()))
 
             async def read(to: Mapping[int, int]) -> None:
-                await read_into(walk.replay, settings, to, _nothing, more, listener, archive)
+                await read_into(walk.replay, source, to, _nothing, more, listener)
 
             stop = await walk.stopped_by(walk.epochs.walk(read, ends, db))
         walk.bad += walk.replay.broken
@@ -147,58 +160,31 @@ async def verify_log(
     if stop is None:
         known = len(walk.replay.broken)
         with bar("Reading on to the log's end") as (started, more):
-            stop = await walk.stopped_by(_read_on(walk, settings, started, more, archive))
+            stop = await walk.stopped_by(_read_on(walk, source, started, more))
         walk.bad += walk.replay.broken[known:]
         walk.bad += [] if stop is None else [str(stop)]
-    if archive is not None and both:
+    if both:
         with bar("Comparing the archive with the log") as (started, more):
             # First, because it knows the record where the others know a range.
-            walk.bad[:0] = await _other_copies(settings, archive, started, more, errata)
+            walk.bad[:0] = await _other_copies(source, started, more)
     return walk.report(comparison.rows)
 
 
-async def verify_archive(archive: Archive, bar: Bar, *, every_batch: bool, errata: Errata = NO_ERRATA) -> Report:
-    """Verify an archive alone: no Kafka, no PostgreSQL. Raises ArchiveUnavailable."""
-    archive.check_columns = True
-    archive.errata = errata
-    walk = _Walk(archive.manifest.partitions, every_batch, archived_epochs(archive), errata)
-    with bar("Verifying the archive") as (started, more):
-        ends = archive.ends()
-        started(sum(ends.values()))
-
-        async def read(to: Mapping[int, int]) -> None:
-            await read_archive(walk.replay, archive, to, more, walk.listener(None))
-
-        stop = await walk.stopped_by(walk.epochs.walk(read, ends))
-    walk.bad += walk.replay.broken
-    walk.bad += [] if stop is None else [str(stop)]
-    return walk.report(0)
-
-
 async def _read_on(
-    walk: _Walk,
-    settings: Settings,
-    on_start: Callable[[int], None],
-    on_batch: Callable[[int], None],
-    archive: Archive | None,
+    walk: _Walk, source: Source, on_start: Callable[[int], None], on_batch: Callable[[int], None]
 ) -> None:
-    """From where the walk is to the log's end of now."""
-    ends = await _log_ends(settings)
+    """From where the walk is to the end of now."""
+    ends, listener = await source.ends(), walk.listener(None)
     on_start(sum(end - walk.replay.places()[partition] for partition, end in ends.items()))
 
     async def read(to: Mapping[int, int]) -> None:
-        await read_into(walk.replay, settings, to, _nothing, on_batch, walk.listener(None), archive)
+        await read_into(walk.replay, source, to, _nothing, on_batch, listener)
 
     await walk.epochs.walk(read, ends)
 
 
 def _nothing(_: int) -> None:
     """The bar knows already."""
-
-
-async def _log_ends(settings: Settings) -> dict[int, int]:
-    async with LedgerReader(settings.kafka, settings.ledger_partitions, client_id="shiver-verify") as reader:
-        return await reader.ends()
 
 
 async def _chains(db: Any, replay: Replay) -> list[str]:
@@ -215,37 +201,29 @@ async def _chains(db: Any, replay: Replay) -> list[str]:
     ]
 
 
-async def _other_copies(
-    settings: Settings,
-    archive: Archive,
-    on_start: Callable[[int], None],
-    on_batch: Callable[[int], None],
-    errata: Errata,
-) -> list[str]:
+async def _other_copies(source: Source, on_start: Callable[[int], None], on_batch: Callable[[int], None]) -> list[str]:
     """The first record of each partition that stands otherwise in the archive than in the log."""
+    assert source.archive is not None
     bad = list[str]()
-    async with LedgerReader(
-        settings.kafka, settings.ledger_partitions, client_id="shiver-verify", errata=errata
-    ) as reader:
-        begins, ends = await reader.beginnings(), await reader.ends()
-        spans = {p: (begins[p], min(end, ends[p])) for p, end in archive.ends().items()}
-        on_start(sum(max(0, end - begin) for begin, end in spans.values()))
-        for partition, (begin, end) in spans.items():
-            try:
-                different = await _other_copy(reader, archive, partition, begin, end, on_batch)
-            except LedgerCorrupt as error:
-                bad.append(str(error))
-                continue
-            if different is not None:
-                bad.append(f"{_place(partition, different)}: the log has another record than the archive")
+    begins, ends = await source.beginnings(), await source.ends()
+    spans = {p: (begins[p], min(end, ends[p])) for p, end in source.held.items()}
+    on_start(sum(max(0, end - begin) for begin, end in spans.values()))
+    for partition, (begin, end) in spans.items():
+        try:
+            different = await _other_copy(await source.log(), source.archive, partition, begin, end, on_batch)
+        except LedgerCorrupt as error:
+            bad.append(str(error))
+            continue
+        if different is not None:
+            bad.append(f"{_place(partition, different)}: the log has another record than the archive")
     return bad
 
 
 async def _other_copy(
-    reader: LedgerReader, archive: Archive, partition: int, begin: int, end: int, on_batch: Callable[[int], None]
+    log: LedgerReader, archive: Archive, partition: int, begin: int, end: int, on_batch: Callable[[int], None]
 ) -> int | None:
     archived = _flat(archive, {partition: begin}, {partition: end})
-    async with aclosing(reader.read({partition: begin}, {partition: end})) as batches:
+    async with aclosing(log.read({partition: begin}, {partition: end})) as batches:
         async for records in batches:
             for record in records:
                 if record != next(archived):

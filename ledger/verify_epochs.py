@@ -1,8 +1,8 @@
 """Checks every epoch of the log in a walk that stops at each cut: there all books stand where the event says.
 
-The walk knows the cuts before it begins (`places_of_epochs` reads the one partition that has them), so it needs no
+The walk knows the cuts before it begins (`Source.epochs` reads the one partition that has them), so it needs no
 second copy of anything: at a cut the digest of the books is made of the books, and roots, entitlements and payout root
-are those of `EpochFold`. A stop costs that digest, in time with accounts and open requests, and a new connection.
+are those of `EpochFold`. A stop costs that digest, in time with accounts and open requests.
 """
 
 from __future__ import annotations

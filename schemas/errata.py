@@ -10,11 +10,11 @@ The signature is Ed25519 over length-prefixed fields, never over JSON.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from schemas.event_base import FROZEN, Name, TimeMs
+from schemas.event_base import FROZEN, First, Name, TimeMs
 
 ERRATA_MAX = 10_000
 _HEAD = b"shiver erratum 1\n"
@@ -28,7 +28,7 @@ class Erratum(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[1] = 1
+    version: First = 1
     partition: Annotated[int, Field(ge=0, lt=2**31)]
     offset: Annotated[int, Field(ge=0, lt=2**63)]
     record_sha256: Hex32  # ledger.digest.record_sha256: of partition, offset, key and value

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import core_schema
 
 AMOUNT_NANO_MAX = 10**18
 TOKENS_MAX = 10**9
@@ -21,10 +23,28 @@ Name = Annotated[str, Field(min_length=1, max_length=200)]
 AmountNano = Annotated[int, Field(ge=0, le=AMOUNT_NANO_MAX)]
 PositiveNano = Annotated[int, Field(gt=0, le=AMOUNT_NANO_MAX)]
 SignedNano = Annotated[int, Field(ge=-AMOUNT_NANO_MAX, le=AMOUNT_NANO_MAX)]
-BalanceNano = Annotated[int, Field(gt=-(2**63), lt=2**63)]
+#: As wide as a balance (numeric(38, 0) of migration 0005): a sum over amounts, each of at most AMOUNT_NANO_MAX.
+BalanceNano = Annotated[int, Field(gt=-(10**38), lt=10**38)]
 Tokens = Annotated[int, Field(ge=0, le=TOKENS_MAX)]
 TimeMs = Annotated[int, Field(ge=0, le=2**53)]
 Epoch = Annotated[int, Field(ge=1, le=10**6)]
+
+
+class _Whole:
+    """Lets nothing but an integer be a version: where a Literal stands alone, pydantic takes 1.0 and true for 1."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        return core_schema.chain_schema([core_schema.int_schema(strict=True), handler(source)])
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.ChainSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(schema["steps"][-1])
+
+
+#: The version of an event.
+First = Annotated[Literal[1], _Whole()]
+Second = Annotated[Literal[2], _Whole()]
 
 FROZEN = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -34,7 +54,7 @@ class WalletEvent(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[1] = 1
+    version: First = 1
     wallet: Id
     at_ms: TimeMs
 
@@ -62,14 +82,14 @@ class AnyFact(BaseModel):
 class Fact(AnyFact):
     """One whose kind still has its first version."""
 
-    version: Literal[1] = 1
+    version: First = 1
     at_ms: TimeMs
 
 
 class SecondFact(AnyFact):
     """One whose kind has its second version; `schemas.past` has the first."""
 
-    version: Literal[2] = 2
+    version: Second = 2
     at_ms: TimeMs
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from schemas.event_base import FROZEN, TimeMs
+from schemas.event_base import FROZEN, First, TimeMs
 from schemas.facts import (
     PARTITIONS_MAX,
     Bytes32,
@@ -29,7 +29,7 @@ class EpochClosed1(BaseModel):
 
     model_config = FROZEN
 
-    version: Literal[1] = 1
+    version: First = 1
     at_ms: TimeMs
     type: Literal["epoch.closed"] = "epoch.closed"
     epoch: EpochNumber

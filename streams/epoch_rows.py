@@ -15,10 +15,9 @@ from ledger.rows import request_of_row
 from schemas import topics
 from schemas.events import EpochClosed
 from schemas.facts import Terms
+from schemas.locks import Lock
 from streams.sql import statements
 
-#: Whoever writes the rows of an epoch holds it until the commit.
-WRITE_LOCK = 7_311_805
 _PREFETCH_ROWS = 1000
 _SQL = statements()
 
@@ -167,7 +166,7 @@ async def store(
 ) -> bool:
     """Writes the rows of an epoch, all or none; False where another process has written that epoch before."""
     async with db.transaction():
-        await db.execute("select pg_advisory_xact_lock($1)", WRITE_LOCK)
+        await db.execute("select pg_advisory_xact_lock($1)", Lock.EPOCH_ROWS)
         if await last_number(db) != event.epoch - 1:
             return False
         for table in ("entitlements", "recipients", "sandbox_funds"):  # of epochs whose own row was deleted

@@ -18,14 +18,13 @@ from pydantic import ValidationError
 
 from ledger.log import KafkaError, LedgerError
 from schemas.facts import Terms, Token
+from schemas.locks import Lock
 from schemas.settings import Settings
 from streams.epochs import EpochError, EpochRefused, Epochs, NothingToClose, opened
 from streams.readiness import DATABASE_ERRORS
 
 log = logging.getLogger(__name__)
 
-#: Any number that no other program uses on this database.
-ADVISORY_LOCK = 7_311_804
 POLL_S = 2.0
 RETRY_S = 5.0
 #: After a contradiction, which no waiting mends: said again, but not every moment.
@@ -134,7 +133,7 @@ async def _hold_and_step(settings: Settings, epoch_settings: EpochSettings) -> N
         settings.database_url, timeout=5, command_timeout=10, server_settings={"application_name": "shiver-epochs-lock"}
     )
     try:
-        while not await db.fetchval("select pg_try_advisory_lock($1)", ADVISORY_LOCK):
+        while not await db.fetchval("select pg_try_advisory_lock($1)", Lock.EPOCH_SCHEDULE):
             await asyncio.sleep(POLL_S)
         async with opened(settings, name="shiver-epochs") as epochs:
             schedule = Schedule(epochs, epoch_settings)

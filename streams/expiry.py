@@ -21,14 +21,13 @@ from aiokafka.errors import KafkaError
 from ledger.log import LedgerError, LedgerWriter
 from schemas import jobs, replies, topics
 from schemas.events import Event, How, RequestAdopted, RequestFailed, Segment, UsageRecorded
+from schemas.locks import Lock
 from schemas.settings import Settings
 from streams.lanes import remove_dead_lanes
 from streams.readiness import DATABASE_ERRORS, caught_up, log_ends
 
 log = logging.getLogger(__name__)
 
-#: Any number that no other program uses on this database.
-ADVISORY_LOCK = 7_311_803
 SWEEP_S = 1.0
 RETRY_S = 1.0
 #: After a lease has run out: an ingress that is merely slow gets this much more.
@@ -74,7 +73,7 @@ async def _hold_and_sweep(settings: Settings) -> None:
         settings.database_url, timeout=5, command_timeout=10, server_settings={"application_name": "shiver-expiry"}
     )
     try:
-        while not await db.fetchval("select pg_try_advisory_lock($1)", ADVISORY_LOCK):
+        while not await db.fetchval("select pg_try_advisory_lock($1)", Lock.EXPIRY):
             await asyncio.sleep(SWEEP_S)
         expiry = Expiry(settings, db)
         await expiry.start()

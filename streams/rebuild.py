@@ -31,6 +31,7 @@ from ledger.errata import NO_ERRATA, Errata
 from ledger.log import LedgerCorrupt
 from ledger.reader import LedgerReader, Record
 from schemas import topics
+from schemas.locks import Lock
 from schemas.settings import Settings
 from streams.differences import LIVE, NEXT, Differences, Since, Table, compare, tables_of
 from streams.projection import Projection
@@ -38,8 +39,6 @@ from streams.starts import LogChanged, describe
 
 OLD = "derived_old"
 _SQL = {path.stem: path.read_text() for path in Path(__file__).with_name("rebuild_sql").glob("*.sql")}
-#: Any number that no other program uses on this database.
-ADVISORY_LOCK = 7_311_808
 SLICE_RECORDS = 5_000
 #: So near the live books, step 3 and 4 begin; further away the log is folded on without any lock.
 NEAR_RECORDS = 2_000
@@ -385,6 +384,6 @@ async def _reading(database_url: str) -> AsyncGenerator[Any, None]:
 async def _locked(database_url: str) -> AsyncGenerator[Any, None]:
     """One rebuild at a time; the lock goes with the connection."""
     async with _connection(database_url) as db:
-        if not await db.fetchval("select pg_try_advisory_lock($1)", ADVISORY_LOCK):
+        if not await db.fetchval("select pg_try_advisory_lock($1)", Lock.REBUILD):
             raise RebuildFailed("another rebuild runs on this database")
         yield db

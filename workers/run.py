@@ -27,6 +27,7 @@ from workers.engines.base import (
     EngineError,
     GenerationInvalid,
     ImageInvalid,
+    LibraryRefused,
     NotSupported,
     PromptTooLong,
 )
@@ -325,10 +326,10 @@ def _rejection_of(error: Exception) -> tuple[RejectCode, str]:
             return "unsupported", str(error)
         case ChatTemplateError():
             return "bad_template", "the model's chat template cannot render these messages"
-        case BadMessages():
-            return "bad_job", str(error)
+        case LibraryRefused():
+            return "bad_job", "the model does not take this request"
         case _:
-            return "bad_job", type(error).__name__
+            return "bad_job", str(error)
 
 
 def _remember(memory: OrderedDict[_Key, None], key: _Key, limit: int) -> None:

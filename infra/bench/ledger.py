@@ -42,6 +42,7 @@ from ledger.bulk import fold_archive
 from ledger.log import LedgerError, LedgerWriter
 from ledger.manifest import RANGE_RECORDS
 from ledger.replay import Replay, read_archive, read_into
+from ledger.source import Source
 from schemas.events import Event, How, ModelPrice, RequestAccepted, Segment, UsageRecorded, WalletCredited
 from schemas.ids import uuid7
 from schemas.settings import Settings
@@ -138,7 +139,8 @@ async def archive(settings: Settings, folder: Path) -> Rate:
 async def replay_kafka(settings: Settings, *, plain: bool) -> tuple[Rate, str]:
     """As `shrk ledger replay` does it: the start of its processes is counted. Returns the digest too."""
     books, began_s = Replay(settings.ledger_partitions), time.perf_counter()
-    await read_into(books, settings, None, _nothing, _nothing, plain=plain)
+    async with Source(settings.ledger_partitions, settings.kafka) as source:
+        await read_into(books, source, None, _nothing, _nothing, plain=plain)
     what = KAFKA_PLAIN if plain else KAFKA
     return Rate(what, books.events, time.perf_counter() - began_s), _finished(books)
 

@@ -12,8 +12,8 @@ from ledger import replay as replay_module
 from ledger.log import LedgerCorrupt, LedgerUnavailable
 from ledger.reader import Record
 from ledger.replay import Replay, read_into
+from ledger.source import Source
 from schemas.events import dump
-from schemas.settings import Settings
 from schemas.topics import partition_of
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
@@ -32,7 +32,8 @@ def hostile_records(seed: int, count: int) -> list[list[Record]]:
 async def read(kafka: str, *, plain: bool, ends: dict[int, int] | None = None, into: Replay | None = None) -> Replay:
     replay, told = into or Replay(P), list[int]()
     before = replay.events
-    await read_into(replay, Settings(kafka, "none", P), ends, lambda _: None, told.append, plain=plain)
+    async with Source(P, kafka) as source:
+        await read_into(replay, source, ends, lambda _: None, told.append, plain=plain)
     assert sum(told) >= replay.events - before
     return replay
 
@@ -79,6 +80,9 @@ async def test_an_archive_then_processes(ledger_log: str, tmp_path: Path, bulk_f
     }
     assert len({result.stdout for result in outputs.values()}) == 1
     assert "2,000 events in 4 partitions" in outputs[()].stdout
+    # What was not looked at is said, where it was not.
+    words = "of these were taken from the archive as its manifest has them"
+    assert [way for way, result in outputs.items() if words in result.stderr] == [archive]
 
 
 async def test_what_is_no_event_is_named(ledger_log: str, bulk_from_one: None) -> None:

@@ -13,8 +13,8 @@ from ledger_kit import T0_MS
 
 from infra.cli import cli
 from infra.errors import EpochNotClosed, FactRefused, Unreachable
-from ledger.epoch_log import UnknownEpoch, ends_of_epoch
-from schemas.settings import Settings
+from ledger.epoch_log import UnknownEpoch
+from ledger.source import Source
 
 NOWHERE = "postgresql://u@127.0.0.1:1/x"
 
@@ -98,16 +98,17 @@ async def test_books_as_of_an_epoch(ledger_log: str, books: asyncpg.Pool, books_
             await epochs.close(TERMS, T0_MS)
     await append_all(ledger_log, earnings(2))
     rows = await books.fetch("select number, cut, digest, payout_root from derived.epochs order by number")
-    settings = Settings(ledger_log, books_url, P)
     for number, cut, digest, root in rows:
-        assert await ends_of_epoch(settings, number) == dict(enumerate(cut))
+        async with Source(P, ledger_log) as source:
+            assert (await source.epochs(up_to=number))[-1].ends == dict(enumerate(cut))
         result = await shrk(ledger_log, books_url, "replay", "--epoch", str(number))
         assert result.exit_code == 0, result.output
         assert f"digest {digest}" in result.output
         assert f"as epoch {number} says: digest, heads, roots, payout root {root}" in result.output
         assert f"{sum(cut):,} events in {P} partitions" in result.output
-    with pytest.raises(UnknownEpoch, match="the log has no epoch 3: its last is 2"):
-        await ends_of_epoch(settings, 3)
+    async with Source(P, ledger_log) as source:
+        with pytest.raises(UnknownEpoch, match="the log has no epoch 3: its last is 2"):
+            await source.epochs(up_to=3)
     missing = await shrk(ledger_log, books_url, "replay", "--epoch", "3")
     assert (missing.exit_code, "the log has no epoch 3: its last is 2" in missing.output) == (1, True)
     assert (await shrk(ledger_log, books_url, "replay", "--epoch", "1", "--compare")).exit_code == 2

@@ -34,8 +34,9 @@ from ledger.payout_tree import Leaf, StandardTree
 from ledger.reader import LedgerReader
 from schemas import topics
 from schemas.events import EpochClosed, Event, ModelPrice, parse
+from schemas.locks import Lock
 from streams import epoch_rows
-from streams.epoch_schedule import ADVISORY_LOCK, EpochSettings, Schedule, watch
+from streams.epoch_schedule import EpochSettings, Schedule, watch
 from streams.epochs import EpochRefused, NothingToClose, NotRead
 
 TABLES = ("epochs", "entitlements", "tree_blocks", "recipients", "sandbox_funds")
@@ -414,13 +415,13 @@ async def test_one_process_at_a_time_follows_the_schedule(ledger_log: str, books
     try:
         async with books.acquire() as another:
             # Before the task has run at all, so before it can have the lock.
-            assert await another.fetchval("select pg_try_advisory_lock($1)", ADVISORY_LOCK)
+            assert await another.fetchval("select pg_try_advisory_lock($1)", Lock.EPOCH_SCHEDULE)
             async with asyncio.timeout(20):
                 while not await another.fetchval(WAITING):
                     await asyncio.sleep(0.05)
             await asyncio.sleep(3)
             assert await closed_events(ledger_log) == []
-            await another.execute("select pg_advisory_unlock($1)", ADVISORY_LOCK)
+            await another.execute("select pg_advisory_unlock($1)", Lock.EPOCH_SCHEDULE)
         async with asyncio.timeout(30):
             while not await books.fetchval("select count(*) from derived.epochs"):
                 await asyncio.sleep(0.1)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from books_kit import append_all
 from ledger_kit import credited, make_topic
 
 from infra.kafka.broker import Broker
@@ -35,6 +36,16 @@ async def refs(bootstrap: str) -> list[str]:
         found = [record async for records in reader.read({}, await reader.ends()) for record in records]
     events = [parse(record.value) for record in found]
     return [event.external_ref for event in events if isinstance(event, WalletCredited)]
+
+
+async def test_a_reader_in_a_shared_loop_takes_a_few_records_at_a_time(ledger_log: str) -> None:
+    await append_all(ledger_log, [credited(f"w{n}", ref=str(n)) for n in range(40)])
+    sizes = dict[int | None, list[int]]()
+    for at_once in (None, 3):
+        async with LedgerReader(ledger_log, P, client_id="test", at_once=at_once) as reader:
+            sizes[at_once] = [len(records) async for records in reader.read({}, await reader.ends())]
+    assert sum(sizes[3]) == sum(sizes[None]) == 40
+    assert max(sizes[None]) > max(sizes[3]) == 3
 
 
 async def test_c8_appends_while_the_broker_is_away_are_acked_later_in_order(own_broker: Broker, scratch: Path) -> None:

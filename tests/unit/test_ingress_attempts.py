@@ -21,7 +21,7 @@ from ingress.router import Router
 from schemas import replies
 from schemas.errors import ApiError
 from schemas.event_base import Asset
-from schemas.events import How, ModelPrice, RequestFailed, UsageRecorded
+from schemas.events import How, ModelPrice, RequestAccepted, RequestFailed, UsageRecorded
 from schemas.heartbeats import NodeHeartbeat, ServedModel
 from schemas.jobs import Cancel, Job
 from schemas.keys import ApiKey
@@ -175,10 +175,17 @@ async def test_a_fallback_answers_and_is_what_is_paid() -> None:
     assert (world.slots_taken(), world.freed) == ({}, [world])
 
 
+async def accepted_by(world: World) -> RequestAccepted:
+    await world.request.start()
+    (accepted,) = world.events
+    assert isinstance(accepted, RequestAccepted)
+    return accepted
+
+
 async def test_the_accept_has_the_prices_of_all_in_the_wallet_s_asset() -> None:
-    prices = World(("a", "big"), asset="USDC").request._accepted_event().prices
+    prices = (await accepted_by(World(("a", "big"), asset="USDC"))).prices
     assert [(price.model, price.in_nano, price.out_nano) for price in prices] == [("big", 1, 2), ("small", 1, 2)]
-    prices = World(("a", "big")).request._accepted_event().prices
+    prices = (await accepted_by(World(("a", "big")))).prices
     assert [(price.model, price.in_nano) for price in prices] == [("big", 30), ("small", 1)]
 
 

@@ -20,7 +20,9 @@ from ledger.columns import columns_of_records
 from ledger.log import LedgerCorrupt
 from ledger.reader import Record
 from ledger.replay import Replay, read_archive
+from ledger.source import Source
 from ledger.verify import verify_archive
+from schemas.events import BalanceAsserted, Event, WalletCredited, dump
 from schemas.topics import partition_of
 
 SEEDS = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -156,5 +158,26 @@ def test_verify_names_the_record_whose_columns_lie(tmp_path: Path, monkeypatch: 
     make_archive(tmp_path, logs, 64)
     monkeypatch.undo()
     assert folded(tmp_path).balances() != stepped(tmp_path).balances()
-    report = asyncio.run(verify_archive(Archive.open(tmp_path), no_bar, every_batch=True))
+    report = asyncio.run(verify_archive(Source(PARTITIONS, None, Archive.open(tmp_path)), no_bar, every_batch=True))
     assert f"partition 1 offset {place.offset}: its column prompt_tokens is not what its bytes say" in report.bad[-1]
+
+
+def test_an_assertion_wider_than_64_bits_is_folded_archived_and_verified(tmp_path: Path) -> None:
+    credit = WalletCredited(
+        wallet="w", at_ms=1, asset="SHIVER", amount_nano=10**18, external_ref="r", reason="grant", operator="o"
+    )
+    some: list[Event] = [credit.model_copy(update={"external_ref": f"r{n}"}) for n in range(10)]
+    said = [10**19, 10**19 + 1, -(2**63), 2**63, 2**63 - 1, 10**38 - 1]
+    some += [BalanceAsserted(wallet="w", at_ms=2, asset="SHIVER", amount_nano=nano) for nano in said]
+    partition = partition_of(b"w", PARTITIONS)
+    logs: list[list[Record]] = [[] for _ in range(PARTITIONS)]
+    logs[partition] = [Record(partition, offset, b"w", dump(event)) for offset, event in enumerate(some)]
+    make_archive(tmp_path, logs, 8)
+    found = folded(tmp_path)
+    same(found, stepped(tmp_path))
+    assert found.outcomes == {"applied": 11, "assertion_failed": 5}
+    source = Source(PARTITIONS, None, Archive.open(tmp_path))
+    report = asyncio.run(verify_archive(source, no_bar, every_batch=False))
+    assert [line.partition(": ")[0] for line in report.bad] == [
+        f"ledger.events partition {partition} offset {offset}" for offset in range(11, 16)
+    ]

@@ -296,6 +296,7 @@ class TestCompletions:
     async def test_what_cannot_be_completed(self, api: Api, changes: dict[str, Any], code: str) -> None:
         _, records = await api.records(task="completion", messages=[], **changes)
         assert (records[-1].kind, records[-1].code) == ("rejected", code)
+        assert " " in records[-1].detail  # words for the client, no name of ours
 
 
 class TestContinuations:
@@ -400,6 +401,7 @@ class TestVectors:
     async def test_what_cannot_be_embedded(self, api: Api, changes: dict[str, Any], code: str) -> None:
         _, records = await api.records(task="embedding", messages=[], **changes)
         assert (records[-1].kind, records[-1].code) == ("rejected", code)
+        assert " " in records[-1].detail  # words for the client, no name of ours
 
     async def test_vectors_wait_for_kafka(self, api: Api) -> None:
         job = api.job(task="embedding", messages=[], prompts=("a",) * 20)

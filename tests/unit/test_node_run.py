@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from schemas.jobs import Cancel, Job, Sampling
-from schemas.replies import Tally, Verdict, parse
+from schemas.replies import Rejected, Tally, Verdict, parse
 from workers.chat.template import ChatTemplate
 from workers.clocks import SkewMeter
-from workers.engines.base import EngineCrashed, EngineUnavailable, Generation, Piece
+from workers.engines.base import EngineCrashed, EngineUnavailable, Generation, GenerationInvalid, Piece
 from workers.engines.double import DoubleEngine
+from workers.engines.llamacpp_calls import _error_of
 from workers.ingresses import Ingresses
 from workers.run import RELOADS_MAX, EngineGone, Runner
 from workers.served import Served
@@ -62,6 +63,7 @@ class Breaking(DoubleEngine):
     broken = True
     loads = 0
     loads_again = True
+    refusal: Exception | None = None
 
     async def load(self) -> None:
         if self.loads and not self.loads_again:
@@ -72,6 +74,8 @@ class Breaking(DoubleEngine):
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         pieces = super().generate(generation)
         async with contextlib.aclosing(pieces):
+            if self.refusal is not None:
+                raise self.refusal
             count = 0
             async for piece in pieces:
                 yield piece
@@ -254,3 +258,17 @@ async def test_stalls_and_lost_lanes_stop_the_engine(node: Node) -> None:
     assert node.tally(stalled, stalled_lane).terminal.code == "engine_error"
     assert len(lost_lane.values) == 1
     assert (node.runner.busy, node.runner.running) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "told"),
+    [
+        (GenerationInvalid("a token id lies outside 0..255"), "a token id lies outside 0..255"),
+        (_error_of({"code": 400, "message": "cannot parse: secret"}), "the model does not take this request"),
+    ],
+)
+async def test_a_refusal_says_what_is_wrong_and_quotes_nothing(node: Node, refusal: Exception, told: str) -> None:
+    node.engine.refusal = refusal
+    last = (await node.ask()).terminal
+    assert isinstance(last, Rejected)
+    assert (last.code, last.detail) == ("bad_job", told)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -12,9 +15,12 @@ from hypothesis import strategies as st
 
 from schemas import events, ids, keys, replies, topics
 from schemas.facts import Terms, Token
+from schemas.locks import Lock
 from schemas.past import PAST
 from schemas.replies import Alive, Claimed, End, Tally, Tokens, Verdict
 
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("schemas", "ledger", "ingress", "workers", "streams", "infra")
 REQUEST = ids.uuid7(1_795_000_000_000, b"0123456789")
 NONCE = "n" * 8
 SHA256 = "a1" * 32
@@ -90,6 +96,9 @@ GOLDEN = {
     ),
     b'{"version":1,"wallet":"w1","at_ms":5,"type":"balance.asserted","asset":"SHIVER","amount_nano":-7}':
     events.BalanceAsserted(wallet="w1", at_ms=5, asset="SHIVER", amount_nano=-7),
+    b'{"version":1,"wallet":"w1","at_ms":5,"type":"balance.asserted","asset":"SHIVER",'
+    b'"amount_nano":-99999999999999999999999999999999999999}':
+    events.BalanceAsserted(wallet="w1", at_ms=5, asset="SHIVER", amount_nano=1 - 10**38),
     b'{"version":1,"wallet":"w1","at_ms":5,"type":"key.issued","key_id":"k","tier":"pro","operator":"o"}':
     events.KeyIssued(wallet="w1", at_ms=5, key_id="k", tier="pro", operator="o"),
     b'{"version":1,"wallet":"w1","at_ms":5,"type":"key.revoked","key_id":"k","operator":"o"}':
@@ -226,6 +235,28 @@ def test_every_past_version_has_golden_bytes() -> None:
     assert {(json.loads(golden)["type"], json.loads(golden)["version"]) for golden in PAST_GOLDEN} == set(PAST)
 
 
+@pytest.mark.parametrize("golden", [*GOLDEN, *PAST_GOLDEN])
+def test_every_integer_is_written_as_one(golden: bytes) -> None:
+    golden = golden_bytes(golden)
+    integers = list(re.finditer(rb"(?<=[:\[,])-?\d+(?=[,}\]])", golden))
+    assert len(integers) >= 2  # version and at_ms
+    assert json.loads(golden)["version"] == int(integers[0][0])
+    for integer in integers:
+        for other in (b"%b.0", b"%be0", b'"%b"', b"[%b]"):
+            with pytest.raises(events.UnreadableEvent):
+                events.parse(golden[: integer.start()] + other % integer[0] + golden[integer.end() :])
+        for word in (b"true", b"false", b"null"):
+            with pytest.raises(events.UnreadableEvent):
+                events.parse(golden[: integer.start()] + word + golden[integer.end() :])
+
+
+@pytest.mark.parametrize("amount_nano", [10**38, -(10**38), 10**60])
+def test_no_balance_is_wider_than_what_the_books_can_have(amount_nano: int) -> None:
+    text = b'{"version":1,"wallet":"w1","at_ms":5,"type":"balance.asserted","asset":"USDC","amount_nano":%d}'
+    with pytest.raises(events.UnreadableEvent):
+        events.parse(text % amount_nano)
+
+
 @pytest.mark.parametrize(("golden", "event"), GOLDEN.items())
 def test_golden_bytes_of_every_version_are_read_and_written_for_ever(golden: bytes, event: events.Event) -> None:
     golden = golden_bytes(golden)
@@ -321,3 +352,19 @@ def test_a_record_that_cannot_be_read_does_not_repeat_its_content() -> None:
     with pytest.raises(replies.UnreadableReply) as caught:
         replies.parse(b'{"kind":"tokens","text":"a secret answer"}')
     assert "secret" not in str(caught.value)
+
+
+def test_advisory_locks_have_one_number_each_for_ever_and_are_named_from_one_place() -> None:
+    assert {lock.name: lock.value for lock in Lock} == {
+        "MIGRATE": 0x5368_6976, "EXPIRY": 7_311_803, "EPOCH_SCHEDULE": 7_311_804, "EPOCH_ROWS": 7_311_805,
+        "REBUILD": 7_311_808,
+    }  # fmt: skip
+    assert len(Lock.__members__) == len(Lock)
+    taken = Counter[str]()
+    for path in ROOT.rglob("*"):
+        if path.suffix in (".py", ".sql") and path.relative_to(ROOT).parts[0] in PACKAGES:
+            for call in re.findall(r"pg_\w*advisory\w*\([^)]*\)[^)\n]*", path.read_text()):
+                name = re.fullmatch(r'pg_\w+\(\$1\)", Lock\.(\w+)', call)
+                assert name is not None, f"{path.relative_to(ROOT)}: {call}"
+                taken[name[1]] += 1
+    assert set(taken) == {lock.name for lock in Lock}

@@ -5,6 +5,7 @@ Errors, all of them (a caller that catches `EngineError` has caught everything a
     EngineError                 something an engine could not do
     |-- GenerationInvalid       the request itself is wrong: no prompt, an id outside the vocabulary, a negative budget
     |   |-- PromptTooLong       the prompt leaves no room for one new token; the node answers `rejected`
+    |   |-- LibraryRefused      in words of the library
     |   |-- ImageInvalid        an image cannot be read
     |   `-- NotSupported        this model has no eyes, or makes no text, or no vectors
     |-- EngineNotLoaded         generate, tokenize before load() or after unload()
@@ -39,7 +40,11 @@ class EngineError(Exception):
 
 
 class GenerationInvalid(EngineError):
-    """The request is wrong in itself; no engine and no retry can serve it."""
+    """The request is wrong in itself; no engine and no retry can serve it. Its text may be told to the client."""
+
+
+class LibraryRefused(GenerationInvalid):
+    """The engine's library refused the request. The text is the library's, and may quote the prompt."""
 
 
 class PromptTooLong(GenerationInvalid):

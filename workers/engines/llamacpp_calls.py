@@ -23,8 +23,8 @@ from workers.engines.base import (
     EngineCrashed,
     EngineError,
     Finish,
-    GenerationInvalid,
     ImageInvalid,
+    LibraryRefused,
     PromptTooLong,
 )
 from workers.engines.vocabulary import spellings
@@ -113,7 +113,7 @@ def _error_of(refusal: dict[str, Any]) -> EngineError:
         return PromptTooLong(refusal["n_prompt_tokens"], refusal["n_ctx"] - 1)
     if "image" in message:
         return ImageInvalid(f"llama.cpp refused: {message}")
-    kind: type[EngineError] = GenerationInvalid if refusal.get("code") == 400 else EngineCrashed
+    kind: type[EngineError] = LibraryRefused if refusal.get("code") == 400 else EngineCrashed
     return kind(f"llama.cpp refused: {message}")
 
 
