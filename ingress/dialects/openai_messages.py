@@ -49,9 +49,9 @@ class ImagePart(Form):
     image_url: ImageUrl
 
 
-UserPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+SeenPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Texts = str | Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX)]
-UserContent = str | Annotated[list[UserPart], Field(min_length=1, max_length=PARTS_MAX)]
+SeenContent = str | Annotated[list[SeenPart], Field(min_length=1, max_length=PARTS_MAX)]
 SaidPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 SaidContent = str | Annotated[list[SaidPart], Field(min_length=1, max_length=PARTS_MAX)]
 Speaker = Annotated[str, Field(max_length=128)]
@@ -71,7 +71,7 @@ class UserMessage(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"name": ()}
 
     role: Literal["user"]
-    content: UserContent
+    content: SeenContent
     name: Speaker | None = None
 
 
@@ -100,14 +100,16 @@ class AssistantMessage(Form):
 
 
 class ToolMessage(Form):
+    """A tool's answer. It may hold images, which OpenAI's own chat form does not have, and its responses do."""
+
     role: Literal["tool"]
-    content: Texts
+    content: SeenContent
     tool_call_id: CallId
     name: Speaker | None = None
 
 
 class FunctionMessage(Form):
-    """The older form of a tool's answer."""
+    """The older form of a tool's answer: text alone."""
 
     role: Literal["function"]
     content: Texts | None
@@ -147,7 +149,7 @@ class Plain:
 
     def _message(self, message: Any, where: str) -> dict[str, Any]:
         if isinstance(message, UserMessage):
-            return {"role": "user", "content": self._user_content(message.content, where)}
+            return {"role": "user", "content": self._seen(message.content, where)}
         if isinstance(message, SystemMessage):
             return {"role": "system", "content": _text(message.content)}
         if isinstance(message, AssistantMessage):
@@ -156,13 +158,14 @@ class Plain:
             if message.tool_call_id not in self._called:
                 raise _bad(f"{where}.tool_call_id", "no earlier assistant message has a tool call of this id.")
             named = {} if message.name is None else {"name": message.name}
-            return {"role": "tool", "tool_call_id": message.tool_call_id, "content": _text(message.content), **named}
+            content = self._seen(message.content, where)
+            return {"role": "tool", "tool_call_id": message.tool_call_id, "content": content, **named}
         if not self._function_calls:
             raise _bad(where, "no earlier assistant message has a function_call.")
         call_id = _function_call_id(self._function_calls)
         return {"role": "tool", "tool_call_id": call_id, "name": message.name, "content": _text(message.content)}
 
-    def _user_content(self, content: Any, where: str) -> Any:
+    def _seen(self, content: Any, where: str) -> Any:
         if isinstance(content, str) or all(isinstance(part, TextPart) for part in content):
             return _text(content)
         parts: list[dict[str, Any]] = []

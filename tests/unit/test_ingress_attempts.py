@@ -216,9 +216,7 @@ async def test_choices_that_have_ended_free_their_slots_and_the_next_node_has_al
     for _ in range(2):  # told twice, it has ended once; a seventh was never asked for
         assert await world.request.read(1) is not None
     assert world.slots_taken() == {"a": 2}
-    world.values.append(
-        replies.dump(Failed(request_id=RID, attempt=1, nonce="nonce-of-1", seq=4, code="engine_error"))
-    )
+    world.values.append(replies.dump(Failed(request_id=RID, attempt=1, nonce="nonce-of-1", seq=4, code="engine_error")))
     world.answers = {2: [CLAIM, (ChoiceEnd, {"choice": 0, "finish": "stop"})]}
     assert await world.request.read(1) is not None
     assert world.slots_taken() == {"b": 2}
