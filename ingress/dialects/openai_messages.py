@@ -225,7 +225,11 @@ def idle_in_messages(messages: list[Any]) -> Iterator[str]:
 
 def checked_schema(schema: dict[str, Any], where: str) -> dict[str, Any]:
     """The schema, if it is within our limits; what it means is the node's to judge. Raises ApiError."""
-    if len(orjson.dumps(schema)) > SCHEMA_BYTES_MAX:
+    try:
+        size = len(orjson.dumps(schema))
+    except TypeError:
+        raise _bad(where, "its whole numbers have at most 64 bits.") from None
+    if size > SCHEMA_BYTES_MAX:
         raise _bad(where, f"a JSON schema has at most {SCHEMA_BYTES_MAX} bytes.")
     level: list[Any] = [schema]
     for _ in range(SCHEMA_DEPTH_MAX):
