@@ -147,7 +147,7 @@ async def test_what_an_operator_does_to_the_catalog(db: asyncpg.Pool) -> None:
         with pytest.raises(AccountRefused):
             await catalog.set_alias(db, *wrong)
     await catalog.set_alias(db, "o", "m", ["user", "seed"])
-    # By hand anything can be written there; what is not droppable keeps its effect, and a model's own name drops nothing.
+    # Written by hand: what is not droppable keeps its effect, and a model under its own name drops nothing.
     await db.execute("update state.model_aliases set drops = drops || '{messages}'::text[] where alias = 'o'")
     await db.execute("insert into state.model_aliases (alias, model, drops) values ('m', 'm', '{user}')")
     assert (await Catalog(db).offers()).drops == {"o": {"user", "seed"}}
