@@ -49,9 +49,9 @@ class ImagePart(Form):
     image_url: ImageUrl
 
 
-SeenPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+UserPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Texts = str | Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX)]
-SeenContent = str | Annotated[list[SeenPart], Field(min_length=1, max_length=PARTS_MAX)]
+UserContent = str | Annotated[list[UserPart], Field(min_length=1, max_length=PARTS_MAX)]
 SaidPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 SaidContent = str | Annotated[list[SaidPart], Field(min_length=1, max_length=PARTS_MAX)]
 Speaker = Annotated[str, Field(max_length=128)]
@@ -71,7 +71,7 @@ class UserMessage(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"name": ()}
 
     role: Literal["user"]
-    content: SeenContent
+    content: UserContent
     name: Speaker | None = None
 
 
@@ -103,7 +103,7 @@ class ToolMessage(Form):
     """A tool's answer. It may hold images, which OpenAI's own chat form does not have, and its responses do."""
 
     role: Literal["tool"]
-    content: SeenContent
+    content: UserContent
     tool_call_id: CallId
     name: Speaker | None = None
 
@@ -225,11 +225,7 @@ def idle_in_messages(messages: list[Any]) -> Iterator[str]:
 
 def checked_schema(schema: dict[str, Any], where: str) -> dict[str, Any]:
     """The schema, if it is within our limits; what it means is the node's to judge. Raises ApiError."""
-    try:
-        size = len(orjson.dumps(schema))
-    except TypeError:
-        raise _bad(where, "its whole numbers have at most 64 bits.") from None
-    if size > SCHEMA_BYTES_MAX:
+    if len(orjson.dumps(schema)) > SCHEMA_BYTES_MAX:
         raise _bad(where, f"a JSON schema has at most {SCHEMA_BYTES_MAX} bytes.")
     level: list[Any] = [schema]
     for _ in range(SCHEMA_DEPTH_MAX):

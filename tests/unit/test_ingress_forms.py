@@ -269,7 +269,7 @@ def test_schemas_have_a_size_and_a_depth() -> None:
     deep: dict[str, Any] = {}
     for _ in range(70):
         deep = {"properties": deep}
-    for schema in (deep, {"enum": ["x" * 70_000]}, {"maximum": 2**64}):
+    for schema in (deep, {"enum": ["x" * 70_000]}):
         tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
         assert refused(tools=[tool]).param == "tools.0.function.parameters"
         form = {"type": "json_schema", "json_schema": {"name": "t", "schema": schema}}
