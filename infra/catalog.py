@@ -7,11 +7,13 @@ is given it is the SHIVER price at REFERENCE_NANO_USD, rounded up to the next st
 from __future__ import annotations
 
 import uuid
+from collections.abc import Collection
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from infra.errors import AccountRefused
+from schemas.droppable import DROPPABLE
 
 Kind = Literal["chat", "embedding"]
 #: Which of the small models that ship serves a published name on `make up`.
@@ -152,20 +154,29 @@ async def remove_model(db: Any, name: str) -> None:
         raise AccountRefused(f"no model {name}; `shrk models list` shows them")
 
 
-async def set_alias(db: Any, alias: str, model: str) -> None:
-    """`alias` is another name of `model` from now on. Raises AccountRefused for an unknown model or a name in use."""
+async def set_alias(db: Any, alias: str, model: str, drops: Collection[str] = ()) -> None:
+    """`alias` is another name of `model` from now on, and of requests under it these parameters are dropped.
+
+    Raises AccountRefused for an unknown model, a name in use, or a parameter that must not be dropped.
+    """
     if not 1 <= len(alias) <= 200 or alias == "auto":
         raise AccountRefused("an alias has 1 to 200 characters and is not auto, which chooses among all")
+    if wrong := sorted(set(drops) - DROPPABLE):
+        raise AccountRefused(
+            f"{wrong[0][:80]!r} cannot be dropped: the answer would not be what was asked for; "
+            f"these can: {', '.join(sorted(DROPPABLE))}"
+        )
     names = {row["model"] for row in await db.fetch("select model from state.models")}
     if alias in names:
         raise AccountRefused(f"{alias} is a model of its own")
     if model not in names:
         raise AccountRefused(f"no model {model}; `shrk models list` shows them")
     await db.execute(
-        "insert into state.model_aliases (alias, model) values ($1, $2) "
-        "on conflict (alias) do update set model = excluded.model",
+        "insert into state.model_aliases (alias, model, drops) values ($1, $2, $3) "
+        "on conflict (alias) do update set model = excluded.model, drops = excluded.drops",
         alias,
         model,
+        sorted(set(drops)),
     )
 
 

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import asyncpg
 
 from ingress.admission import DATABASE_ERRORS
+from schemas.droppable import DROPPABLE
 from schemas.errors import ApiError
 from schemas.event_base import Asset
 from schemas.events import ModelPrice
@@ -44,11 +46,13 @@ class Model(NamedTuple):
 
 class Offers(NamedTuple):
     """The catalog at one time. `aliases` has the model's own name by each other name, `trust` that of 0 to 1 by
-    provider id; a provider that the operator never judged is missing there."""
+    provider id; a provider that the operator never judged is missing there. `drops` has the parameters that an alias
+    takes out of its requests, of those that drop any."""
 
     models: Mapping[str, Model]
     aliases: Mapping[str, str]
     trust: Mapping[str, float]
+    drops: Mapping[str, frozenset[str]] = MappingProxyType({})
 
     def find(self, name: str, param: str = "model") -> Model:
         """The model of this name or alias. Raises ApiError model_not_found."""
@@ -87,13 +91,17 @@ class Catalog:
     async def _read(self) -> Offers:
         async with self._pool.acquire(timeout=TIMEOUT_S) as db, db.transaction(isolation="repeatable_read"):
             models = await db.fetch("select * from state.models order by model", timeout=TIMEOUT_S)
-            aliases = await db.fetch("select alias, model from state.model_aliases order by alias", timeout=TIMEOUT_S)
+            aliases = await db.fetch("select * from state.model_aliases order by alias", timeout=TIMEOUT_S)
             trust = await db.fetch("select provider_id, trust from state.providers", timeout=TIMEOUT_S)
         self._read_at_s = time.monotonic()
+        by_name = {row["model"]: _model(row) for row in models}
+        # A model's own name goes before an alias; what is not droppable was put there by hand, and keeps its effect.
+        drops = {row["alias"]: DROPPABLE & set(row["drops"]) for row in aliases if row["alias"] not in by_name}
         return Offers(
-            {row["model"]: _model(row) for row in models},
+            by_name,
             {row["alias"]: row["model"] for row in aliases},
             {row["provider_id"]: float(row["trust"]) for row in trust},
+            {alias: names for alias, names in drops.items() if names},
         )
 
 

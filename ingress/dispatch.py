@@ -96,7 +96,7 @@ class Dispatcher:
         except BaseException:
             if lane is not None:
                 self.lanes.release(lane)
-            self.router.release(place.node)
+            self.router.release(place)
             raise
         await request.start()
         return request
@@ -142,6 +142,7 @@ class Request:
         self._gone = False
         self._over = False
         self._freed = False
+        self._ended: set[int] = set()  # choices
         self._vectors: set[int] = set()
 
     @property
@@ -224,7 +225,7 @@ class Request:
             # First, and committed: from then on the expiry counts the new attempt, so no token of it is ever lost.
             await self._shared.admission.move(self.id, self._shared.boot_id, beat.node_id, place.model.name, attempt)
         except BaseException as error:
-            self._shared.router.release(place.node)
+            self._shared.router.release(place)
             if not isinstance(error, ApiError):
                 raise
             log.warning("request %s: not tried again: %s", self.id, error)
@@ -232,8 +233,9 @@ class Request:
         log.info("request %s: attempt %d failed (%s), trying another node", self.id, self._attempt, failure)
         if self._tally.terminal is None:
             self._shared.run(self._cancel(self.place, self._attempt), f"cancel {self.id}")
-        self._shared.router.release(self.place.node)
+        self._shared.router.release(self.place)
         self._wish, self.place, self._attempt = wish, place, attempt
+        self._ended.clear()
         self._tally = Tally(self.id, attempt)
         self._max_tokens = min(self._max_tokens, budget_tokens(self.chat, place.context_tokens))
         self.meter.move(place.model.prices[self.admitted.asset], beat, attempt)
@@ -263,7 +265,7 @@ class Request:
         """Give the node's slot back, once: `finish` does, or whoever knows before that the node is done."""
         if not self._freed:
             self._freed = True
-            self._shared.router.release(self.place.node)
+            self._shared.router.release(self.place)
 
     def delivered(self, piece: Piece) -> None:
         """The client has this piece: it is paid for."""
@@ -358,7 +360,12 @@ class Request:
     def _take_part(self, reply: replies.ChoiceEnd | replies.Embedded) -> None:
         """A choice's end, or a vector: one for each input."""
         if isinstance(reply, replies.ChoiceEnd):
-            if reply.choice < self.chat.n and reply.finish != "cancelled":
+            if reply.choice >= self.chat.n:
+                return
+            self._ended.add(reply.choice)
+            if not self._freed:  # the last one's slot is free when the attempt is over
+                self.place = self._shared.router.keep(self.place, max(1, self.chat.n - len(self._ended)))
+            if reply.finish != "cancelled":
                 self._ready.append(Piece("", 0, reply.finish, reply.choice))
         elif reply.index in self._vectors or reply.index >= len(self.chat.prompts):
             self._failure = AttemptFailed(How.ERROR, "the node sent a vector that nobody waits for")

@@ -42,7 +42,8 @@ class Constraint(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """`models` in order; of `auto` any, by tier, and before those. `tried` are nodes that have failed the request."""
+    """`models` in order; of `auto` any, by tier, and before those. `tried` are nodes that have failed the request.
+    `choices` is how many answers a node would make at once."""
 
     models: tuple[Model, ...]
     auto: tuple[Model, ...]
@@ -50,6 +51,7 @@ class Wish:
     constraints: tuple[Constraint, ...]
     needs: tuple[Constraint, ...]  # of a model that the caller did not choose
     bound_tokens: int
+    choices: int = 1
     tried: frozenset[str] = frozenset()
 
     def places(self, nodes: Iterable[Node]) -> Sequence[Place]:
@@ -126,7 +128,7 @@ def wish(chat: Chat, offers: Offers) -> Wish:
     bound_tokens = prompt_bound_tokens(chat)
     return Wish(
         tuple(named), tuple(auto), routing.tier, _constraints(routing, offers.trust), _needs(chat, bound_tokens),
-        bound_tokens,
+        bound_tokens, chat.n,
     )  # fmt: skip
 
 

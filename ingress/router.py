@@ -2,6 +2,11 @@
 
 Nodes are known by their heartbeats, read from the topic's end: within a second of its start an ingress knows all. What
 a request wishes is in `ingress.placing`; here is who lives, who is free, and whose turn it is.
+
+A job needs one free slot. It is counted as what it may come to occupy: the node runs its choices at once as far as it
+has slots, also those that come free later. So a request of n choices counts n slots, never more than the node has, and
+one less with each choice that has ended once fewer are left than that. A node that is filled by one job is offered no
+other.
 """
 
 from __future__ import annotations
@@ -29,7 +34,8 @@ _RECENT = 0.2
 
 @dataclass(slots=True)
 class Node:
-    """A node as its last heartbeat and our own jobs show it. `heard_at_s` is our monotonic clock."""
+    """A node as its last heartbeat and our own jobs show it. `heard_at_s` is our monotonic clock; `ours` are the slots
+    that our jobs there are counted as."""
 
     beat: NodeHeartbeat
     heard_at_s: float
@@ -52,10 +58,11 @@ class Node:
 
 
 class Place(NamedTuple):
-    """A node, for one of the models that it serves."""
+    """A node, for one of the models that it serves; `slots` are counted for it where it is reserved."""
 
     node: Node
     model: Model
+    slots: int = 0
 
     @property
     def context_tokens(self) -> int:
@@ -63,6 +70,11 @@ class Place(NamedTuple):
 
 
 class Chooser(Protocol):
+    @property
+    def choices(self) -> int:
+        """How many slots its job takes where they are free."""
+        ...
+
     def places(self, nodes: Iterable[Node]) -> Sequence[Place]:
         """Those of the nodes that may serve it, and with what, the best first. `nodes` come freshest first."""
         ...
@@ -112,14 +124,23 @@ class Router:
         self._waiters.append((wish, future))
         self._serve_waiters()  # a slot may have come free since the caller's reserve()
         try:
-            return await turn(future, timeout_s, lambda place: self.release(place.node))
+            return await turn(future, timeout_s, self.release)
         finally:
             self._waiters = deque(waiter for waiter in self._waiters if waiter[1] is not future)
 
-    def release(self, node: Node) -> None:
-        node.ours -= 1
-        self._freed_at_s.append(time.monotonic())
+    def release(self, place: Place) -> None:
+        """The attempt is over, or will have no place: all its slots are free."""
+        self.keep(place, 0)
+
+    def keep(self, place: Place, choices: int) -> Place:
+        """So many choices of the attempt have not ended. Returns the place as it is counted now."""
+        freed = place.slots - choices
+        if freed <= 0:
+            return place
+        place.node.ours -= freed
+        self._freed_at_s.extend([time.monotonic()] * freed)
         self._serve_waiters()
+        return place._replace(slots=choices)
 
     def wait_estimate_s(self) -> int | None:
         """How long until everyone who waits now and one more has a slot, at the pace at which slots came free lately;
@@ -138,8 +159,9 @@ class Router:
         places = wish.places(free)
         if not places:
             return None
-        places[0].node.ours += 1
-        return places[0]
+        place = places[0]._replace(slots=min(wish.choices, places[0].node.beat.slots))
+        place.node.ours += place.slots
+        return place
 
     def _serve_waiters(self) -> None:
         free = self._free() if self._waiters else []

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 
+from ingress import dropping
 from ingress.answer import ChatAnswer
 from ingress.auth import key_of
 from ingress.bootstrap import Ingress
@@ -32,7 +33,8 @@ def endpoint(ingress: Ingress, dialect: Dialect) -> Callable[[HttpRequest], Awai
         key = key_of(request.headers)
         body = await read_body(request)
         try:
-            asked = dialect.parse(body, request.headers)
+            drops = (await ingress.catalog.offers()).drops
+            asked = dropping.parse(dialect, body, request.headers, drops)
             await ingress.dispatcher.placer.wish(asked.chat)
         except ApiError:
             await ingress.admission.check_key(key)  # a body is only judged for a caller with a key

@@ -28,6 +28,8 @@ _TOGETHER = {
     "test_dialects": "the real stack",
     "test_openai_client": "the real stack",
     "test_suites": "the real stack",
+    "test_faults": "the double's stack",
+    "test_other_nodes": "the double's stack",
     "test_exports": "hledger and beancount",
     "test_exports_epochs": "hledger and beancount",
 }

@@ -24,8 +24,8 @@ def list_() -> None:
         async with accounts.connected(addresses.find().database_url) as db:
             rows = await db.fetch("select * from state.models order by model")
             aliases: dict[str, list[str]] = {}
-            for row in await db.fetch("select alias, model from state.model_aliases order by alias"):
-                aliases.setdefault(row["model"], []).append(row["alias"])
+            for row in await db.fetch("select * from state.model_aliases order by alias"):
+                aliases.setdefault(row["model"], []).append(_alias(row["alias"], row["drops"]))
             return rows, aliases
 
     rows, aliases = asyncio.run(run())
@@ -84,15 +84,17 @@ def remove(name: str) -> None:
 @models.command()
 @click.argument("alias")
 @click.argument("model")
-def alias(alias: str, model: str) -> None:
+@click.option("--drop", default="", metavar="NAME,NAME", help="Parameters to take out of its requests; else none.")
+def alias(alias: str, model: str, drop: str) -> None:
     """Let ALIAS be another name of MODEL."""
+    drops = [name for name in (part.strip() for part in drop.split(",")) if name]
 
     async def run() -> None:
         async with accounts.connected(addresses.find().database_url) as db:
-            await catalog.set_alias(db, alias, model)
+            await catalog.set_alias(db, alias, model, drops)
 
     asyncio.run(run())
-    click.echo(f"{alias} is {model}")
+    click.echo(f"{_alias(alias, sorted(set(drops)))} is {model}")
 
 
 @models.command()
@@ -106,6 +108,10 @@ def unalias(alias: str) -> None:
 
     asyncio.run(run())
     click.echo(f"removed {alias}")
+
+
+def _alias(name: str, drops: list[str]) -> str:
+    return f"{name} (drops {' '.join(drops)})" if drops else name
 
 
 def _price(nano_per_token: int) -> str:

@@ -100,14 +100,16 @@ class AssistantMessage(Form):
 
 
 class ToolMessage(Form):
+    """A tool's answer. It may hold images, which OpenAI's own chat form does not have, and its responses do."""
+
     role: Literal["tool"]
-    content: Texts
+    content: UserContent
     tool_call_id: CallId
     name: Speaker | None = None
 
 
 class FunctionMessage(Form):
-    """The older form of a tool's answer."""
+    """The older form of a tool's answer: text alone."""
 
     role: Literal["function"]
     content: Texts | None
@@ -147,7 +149,7 @@ class Plain:
 
     def _message(self, message: Any, where: str) -> dict[str, Any]:
         if isinstance(message, UserMessage):
-            return {"role": "user", "content": self._user_content(message.content, where)}
+            return {"role": "user", "content": self._seen(message.content, where)}
         if isinstance(message, SystemMessage):
             return {"role": "system", "content": _text(message.content)}
         if isinstance(message, AssistantMessage):
@@ -156,13 +158,14 @@ class Plain:
             if message.tool_call_id not in self._called:
                 raise _bad(f"{where}.tool_call_id", "no earlier assistant message has a tool call of this id.")
             named = {} if message.name is None else {"name": message.name}
-            return {"role": "tool", "tool_call_id": message.tool_call_id, "content": _text(message.content), **named}
+            content = self._seen(message.content, where)
+            return {"role": "tool", "tool_call_id": message.tool_call_id, "content": content, **named}
         if not self._function_calls:
             raise _bad(where, "no earlier assistant message has a function_call.")
         call_id = _function_call_id(self._function_calls)
         return {"role": "tool", "tool_call_id": call_id, "name": message.name, "content": _text(message.content)}
 
-    def _user_content(self, content: Any, where: str) -> Any:
+    def _seen(self, content: Any, where: str) -> Any:
         if isinstance(content, str) or all(isinstance(part, TextPart) for part in content):
             return _text(content)
         parts: list[dict[str, Any]] = []

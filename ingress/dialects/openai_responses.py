@@ -70,6 +70,7 @@ class ImagePart(Form):
 
 
 Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
+OutputPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class MessageItem(Form):
@@ -93,7 +94,7 @@ class CallItem(Form):
 class OutputItem(Form):
     type: Literal["function_call_output"]
     call_id: CallId
-    output: str | Annotated[list[TextPart], Field(max_length=PARTS_MAX)]
+    output: str | Annotated[list[OutputPart], Field(max_length=PARTS_MAX)]
     id: str | None = None
     status: str | None = None
 
@@ -253,8 +254,9 @@ class ResponsesRequest(Routed):
                 else:
                     said.append(AssistantMessage.model_validate({"role": "assistant", "tool_calls": [call]}))
             elif isinstance(item, OutputItem):
-                output = item.output if isinstance(item.output, str) else "".join(part.text for part in item.output)
-                said.append(ToolMessage(role="tool", tool_call_id=item.call_id, content=output))
+                output = item.output if isinstance(item.output, str) else [_part(part) for part in item.output]
+                answer = {"role": "tool", "tool_call_id": item.call_id, "content": output or ""}
+                said.append(ToolMessage.model_validate(answer))
         if not said:
             raise ApiError("invalid_request", "input: it has no message.", param="input")
         return said
@@ -274,23 +276,29 @@ class ResponsesRequest(Routed):
                 yield "input.reasoning"
                 continue
             yield from (f"input.{name}" for name in item.idle())
-            content = getattr(item, "content", None)
+            field = "output" if isinstance(item, OutputItem) else "content"
+            content = getattr(item, field, None)
             for part in content if isinstance(content, list) else ():
-                yield from (f"input.content.{name}" for name in part.idle())
+                yield from (f"input.{field}.{name}" for name in part.idle())
 
 
 def _message(role: str, content: Any) -> SystemMessage | UserMessage | AssistantMessage:
     if not isinstance(content, str):
         content = [
-            {"type": "image_url", "image_url": {"url": part.image_url}}
-            if isinstance(part, ImagePart)
-            else {"type": "refusal", "refusal": part.refusal}
+            {"type": "refusal", "refusal": part.refusal}
             if isinstance(part, RefusalPart) and role == "assistant"
-            else {"type": "text", "text": part.refusal if isinstance(part, RefusalPart) else part.text}
+            else _part(part)
             for part in content
         ]
     form = {"user": UserMessage, "assistant": AssistantMessage}.get(role, SystemMessage)
     return forms.remade(form, {"role": role, "content": content}, "input")
+
+
+def _part(part: TextPart | RefusalPart | ImagePart) -> dict[str, Any]:
+    """A chat's part of it."""
+    if isinstance(part, ImagePart):
+        return {"type": "image_url", "image_url": {"url": part.image_url}}
+    return {"type": "text", "text": part.refusal if isinstance(part, RefusalPart) else part.text}
 
 
 def parse(body: bytes, headers: Mapping[str, str]) -> Asked:

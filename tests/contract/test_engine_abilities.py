@@ -22,6 +22,8 @@ from workers.engines.base import (
     IMAGE,
     LOGPROB_MIN,
     Engine,
+    EngineNotLoaded,
+    EngineUnavailable,
     Generation,
     GenerationInvalid,
     ImageInvalid,
@@ -380,7 +382,28 @@ class TestLlamaCppSampling:
         assert biased[0].chances[0].logprob < -5
 
 
-def test_the_double_is_what_its_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SHRK_DOUBLE_TOKENS", "0")
-    with pytest.raises(Exception, match="SHRK_DOUBLE_TOKENS"):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("TOKENS", "0"), ("TOKENS", "x"), ("INTERVAL_MS", "-1"), ("PREFILL_MS", "60001"), ("PREFILL_MS", "nan")],
+)
+def test_the_double_is_what_its_environment_says(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"SHRK_DOUBLE_{name}", value)
+    with pytest.raises(EngineUnavailable, match="SHRK_DOUBLE_TOKENS"):
         DoubleEngine.from_environment()
+
+
+async def test_the_double_reads_a_prompt_at_its_pace_and_can_be_stopped_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHRK_DOUBLE_PREFILL_MS", "60000")
+    engine = DoubleEngine.from_environment(slots=1)
+    await engine.load()
+    left = asyncio.create_task(collect(engine, Generation((1, 2), 1, sampling=GREEDY)))
+    await asyncio.sleep(0.02)
+    assert not left.done()
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    unloaded = asyncio.create_task(collect(engine, Generation((1, 2), 1, sampling=GREEDY)))
+    await asyncio.sleep(0.02)  # in the one slot, which it would wait for else
+    await engine.unload()
+    with pytest.raises(EngineNotLoaded, match="in prefill"):
+        await asyncio.wait_for(unloaded, 10)

@@ -27,6 +27,7 @@ class Stream:
     def __init__(self) -> None:
         self.status = 0
         self.request_id = ""
+        self.model = ""  # that served
         self.retry_after = ""
         self.events: list[Any] = []
         self.done = False
@@ -46,6 +47,7 @@ class Stream:
         ) as response:
             self.status, self.request_id = response.status_code, response.headers["x-shiver-request-id"]
             self.retry_after = response.headers.get("retry-after", "")
+            self.model = response.headers.get("x-shiver-model", "")
             if self.status != 200:
                 self.events.append(json.loads(await response.aread()))
                 return self

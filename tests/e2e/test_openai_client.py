@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from typing import Any
 
 import openai
 import pytest
 
 from tests.e2e.conftest import Running
+from tests.unit.workers.pictures import png
 
 QUESTION = {"role": "user", "content": "what is 7 plus 5?"}
 ANSWER = "7 plus 5 is 12."
@@ -120,3 +123,42 @@ async def test_the_clients_own_error_classes(client: openai.AsyncOpenAI, real: R
         await client.chat.completions.create(model="shark-mini", messages=long, stream=True)
     assert streamed.value.code == "context_length_exceeded"
     await real.quiet()
+
+
+async def test_an_image_of_a_tool_costs_what_an_image_of_a_user_costs(real: Running) -> None:
+    image = {
+        "type": "image_url",
+        "image_url": {"url": "data:image/png;base64," + base64.b64encode(png("red")).decode()},
+    }
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    body = {"model": "shark-gemma-9b-vision", "max_tokens": 4, "temperature": 0}
+
+    async def nano_of_prompt(where: int, *parts: Any) -> tuple[int, dict[str, Any]]:
+        said = [
+            {"role": "user", "content": "look around"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c"},
+        ]
+        content = [{"type": "text", "text": "a red room"}, *parts]
+        messages = [{"content": "a red room", **message} for message in said]
+        messages[where] = {**said[where], "content": content}
+        response = await real.post({**body, "messages": messages})
+        assert response.status_code == 200, response.text
+        usage = response.json()["usage"]
+        cost_nano = Decimal(response.headers["x-shiver-cost"].removesuffix(" SHIVER")) * 10**9
+        return int(cost_nano) - 600_000 * usage["completion_tokens"], usage
+
+    for where in (0, 2):
+        text_nano, text = await nano_of_prompt(where)
+        seen_nano, seen = await nano_of_prompt(where, image)
+        assert text_nano == 300_000 * text["prompt_tokens"]
+        image_tokens = seen["prompt_tokens"] - text["prompt_tokens"]
+        assert image_tokens == 16
+        assert seen_nano - text_nano == 2 * 300_000 * image_tokens
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    answer = {"role": "tool", "tool_call_id": "c", "content": [image]}
+    blind = await real.post({"model": "shark-mini", "messages": [*messages, answer]})
+    assert (blind.status_code, blind.json()["error"]["code"]) == (400, "model_cannot")
+    junk = {**answer, "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}
+    refused = await real.post({**body, "messages": [*messages, junk]})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_image")

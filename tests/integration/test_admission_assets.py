@@ -146,6 +146,11 @@ async def test_what_an_operator_does_to_the_catalog(db: asyncpg.Pool) -> None:
     for wrong in (("m", "m"), ("auto", "m"), ("x", "nothing"), ("", "m")):
         with pytest.raises(AccountRefused):
             await catalog.set_alias(db, *wrong)
+    await catalog.set_alias(db, "o", "m", ["user", "seed"])
+    # Written by hand: what is not droppable keeps its effect, and a model under its own name drops nothing.
+    await db.execute("update state.model_aliases set drops = drops || '{messages}'::text[] where alias = 'o'")
+    await db.execute("insert into state.model_aliases (alias, model, drops) values ('m', 'm', '{user}')")
+    assert (await Catalog(db).offers()).drops == {"o": {"user", "seed"}}
     await catalog.remove_model(db, "m")
     assert await db.fetchval("select count(*) from state.model_aliases") == 0
     for again in (catalog.remove_model(db, "m"), catalog.remove_alias(db, "n"), catalog.set_trust(db, "nobody", "1")):

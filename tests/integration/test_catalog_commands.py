@@ -54,6 +54,19 @@ def test_a_model_is_set_listed_and_removed(shrk: Shrk, name: str) -> None:
         shrk("models", "remove", name)
 
 
+def test_an_alias_drops_what_it_is_told_to_and_no_more(shrk: Shrk, name: str) -> None:
+    shrk("models", "set", name, "--shiver", "1", "0", "--embedding")
+    said = shrk("models", "alias", f"x/{name}", name, "--drop", "user, encoding_format,user")
+    assert said == f"x/{name} (drops encoding_format user) is {name}\n"
+    assert f"x/{name} (drops encoding_format user)" in shrk("models", "list")
+    for wrong in ("messages", "user,max_tokens", "nothing", "USER"):
+        with pytest.raises(AccountRefused, match="cannot be dropped"):
+            shrk("models", "alias", f"x/{name}", name, "--drop", wrong)
+    assert f"x/{name} (drops encoding_format user)" in shrk("models", "list")
+    shrk("models", "alias", f"x/{name}", name)
+    assert "drops" not in shrk("models", "list")
+
+
 @pytest.mark.parametrize(
     ("price", "why"),
     [("1.0001", "steps of 0.001"), ("x", "is no price"), ("nan", "a price is"), ("1e10", "a price is")],

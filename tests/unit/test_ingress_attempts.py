@@ -25,7 +25,7 @@ from schemas.events import How, ModelPrice, RequestAccepted, RequestFailed, Usag
 from schemas.heartbeats import NodeHeartbeat, ServedModel
 from schemas.jobs import Cancel, Job
 from schemas.keys import ApiKey
-from schemas.replies import Claimed, End, Failed, Tokens
+from schemas.replies import ChoiceEnd, Claimed, End, Failed, Tokens
 
 RID = "01a3185c-5000-7c49-a1dd-273e4d8f5bdb"
 
@@ -41,11 +41,11 @@ def _model(name: str, price: int) -> Model:
 OFFERS = Offers({"big": _model("big", 30), "small": _model("small", 1)}, {}, {})
 
 
-def _beat(node: str, model: str) -> NodeHeartbeat:
+def _beat(node: str, model: str, slots: int = 1) -> NodeHeartbeat:
     served = (ServedModel(name=model, context_tokens=1000),)
     return NodeHeartbeat(
-        node_id=node, provider_id=f"p-{node}", at_ms=0, version="1", engine="double", models=served, slots=1,
-        busy_by_owner={},
+        node_id=node, provider_id=f"p-{node}", at_ms=0, version="1", engine="double", models=served,
+        slots=slots, busy_by_owner={},
     )  # fmt: skip
 
 
@@ -53,12 +53,17 @@ class World:
     """What a Request shares with others: a real router, and doubles of the rest that keep what they were told."""
 
     def __init__(
-        self, *nodes: tuple[str, str], asset: Asset = "SHIVER", fallbacks: tuple[str, ...] = ("small",)
+        self,
+        *nodes: tuple[str, str],
+        asset: Asset = "SHIVER",
+        fallbacks: tuple[str, ...] = ("small",),
+        n: int = 1,
+        slots: int = 1,
     ) -> None:
         self.boot_id = "me"
         self.router = Router("me")
         for node, model in nodes:
-            self.router.hear(_beat(node, model))
+            self.router.hear(_beat(node, model, slots))
         self.admission = self.writer = self.mailer = self.lanes = self
         self.moves: list[tuple[Any, ...]] = []
         self.refuse_moves = False
@@ -70,9 +75,8 @@ class World:
         self.topic = "replies.me.0"
         self.values: deque[bytes] = deque()
         self._tasks: set[asyncio.Task[Any]] = set()
-        chat = Chat(
-            "big", [{"role": "user", "content": "hi"}], max_tokens=50, routing=Routing(fallback_models=fallbacks)
-        )
+        routing = Routing(fallback_models=fallbacks)
+        chat = Chat("big", [{"role": "user", "content": "hi"}], max_tokens=50, n=n, routing=routing)
         wanted = wish(chat, OFFERS)
         place = self.router.reserve(wanted)
         assert place is not None
@@ -209,6 +213,27 @@ async def test_a_deadline_and_a_client_that_left_move_nothing() -> None:
     with pytest.raises(ClientGone):
         await world.request.read(1)
     assert world.moves == []
+
+
+async def test_choices_that_have_ended_free_their_slots_and_the_next_node_has_all_of_them() -> None:
+    world = World(("b", "small"), ("a", "big"), n=3, slots=4)
+    assert world.slots_taken() == {"a": 3}
+    ended = (ChoiceEnd, {"choice": 1, "finish": "stop"})
+    world.say(1, CLAIM, ended, ended, (ChoiceEnd, {"choice": 7, "finish": "stop"}))
+    for _ in range(2):  # told twice, it has ended once; a seventh was never asked for
+        assert await world.request.read(1) is not None
+    assert world.slots_taken() == {"a": 2}
+    world.values.append(replies.dump(Failed(request_id=RID, attempt=1, nonce="nonce-of-1", seq=4, code="engine_error")))
+    world.answers = {2: [CLAIM, (ChoiceEnd, {"choice": 0, "finish": "stop"})]}
+    assert await world.request.read(1) is not None
+    assert world.slots_taken() == {"b": 2}
+    for seq, choice in enumerate((1, 2), 2):
+        end = ChoiceEnd(request_id=RID, attempt=2, nonce="nonce-of-2", seq=seq, choice=choice, finish="stop")
+        world.values.append(replies.dump(end))
+        assert await world.request.read(1) is not None
+        assert world.slots_taken() == {"b": 1}  # the last slot stays until the attempt is over
+    await world.request.finish(How.STOP)
+    assert world.slots_taken() == {}
 
 
 async def test_without_another_node_the_first_failure_stands() -> None:

@@ -140,6 +140,13 @@ def _user(*parts: Any) -> list[Any]:
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SHOWN = {"type": "image_url", "image_url": {"url": PIXEL}}
+
+
+def _answered(*contents: Any) -> list[Any]:
+    """A tool that was called once, and its answers."""
+    asked = [{"role": "user", "content": "look"}, {"role": "assistant", "tool_calls": [CALL]}]
+    return [*asked, *({"role": "tool", "tool_call_id": "call_1", "content": content} for content in contents)]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +184,24 @@ CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments
         ([{"role": "assistant", "content": "x", "audio": {"id": "a"}}], "messages.0.audio"),
         ([{"role": "tool", "content": "x"}], "messages.0.tool_call_id"),
         ([{"role": "tool", "content": "x", "tool_call_id": "call_1"}], "messages.0.tool_call_id"),
+        (_answered(None), "messages.2.content"),
+        (_answered([]), "messages.2.content"),
+        (_answered([5]), "messages.2.content.0"),
+        (_answered([{"type": "refusal", "refusal": "no"}]), "messages.2.content.0"),
+        (_answered([{"type": "file", "file": {"file_id": "x"}}]), "messages.2.content.0"),
+        (_answered([{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}]), "messages.2.content.0"),
+        (_answered([{"type": "image_url", "image_url": PIXEL}]), "messages.2.content.0.image_url"),
+        (_answered([{"type": "image_url", "image_url": {"url": ""}}]), "messages.2.content.0.image_url.url"),
+        (_answered([{"type": "text", "text": "x"}] * 2049), "messages.2.content"),
+        (_answered([SHOWN] * 9, [SHOWN] * 8), "messages.3"),
+        ([{"role": "tool", "tool_call_id": "call_1", "content": [SHOWN]}], "messages.0.tool_call_id"),
+        (
+            [
+                {"role": "assistant", "function_call": CALL["function"]},
+                {"role": "function", "content": [SHOWN], "name": "f"},
+            ],
+            "messages.1.content.0",
+        ),
         ([{"role": "function", "content": "x", "name": "f"}], "messages.0"),
         ([{"role": "function", "content": "x"}], "messages.0.name"),
         ([PLAIN["messages"][0]] * 2049, "messages"),
@@ -304,6 +329,18 @@ def test_images_are_numbered_in_their_order() -> None:
     ]  # fmt: skip
     assert asked.chat.image_urls == (PIXEL, PIXEL)
     assert asked.ignored == ("messages.content.image_url.detail",)
+
+
+def test_a_tool_s_answer_may_hold_images_among_all_others() -> None:
+    messages = _answered([{"type": "text", "text": "a map"}, SHOWN, SHOWN])
+    messages[0]["content"] = [{"type": "image_url", "image_url": {"url": "https://x/0.png"}}]
+    asked = parse(messages=[*messages, *_user({"type": "image_url", "image_url": {"url": "https://x/3.png"}})])
+    assert asked.chat.messages[2] == {
+        "role": "tool", "tool_call_id": "call_1",
+        "content": [{"type": "text", "text": "a map"}, {"type": "image", "index": 1}, {"type": "image", "index": 2}],
+    }  # fmt: skip
+    assert asked.chat.image_urls == ("https://x/0.png", PIXEL, PIXEL, "https://x/3.png")
+    assert parse(messages=_answered([SHOWN] * 16)).chat.image_urls == (PIXEL,) * 16
 
 
 IDLE: list[tuple[str, Any]] = [

@@ -18,6 +18,7 @@ class Any(NamedTuple):
     """The wish of whoever takes any node of a model."""
 
     model: str
+    choices: int = 1
 
     def places(self, nodes: Iterable[Node]) -> list[Place]:
         model = Model(self.model, "", 0, "chat", False, None, {})
@@ -67,6 +68,73 @@ def test_slots_of_other_ingresses_count_and_ours_by_our_own_count(clock: list[fl
     assert [router.reserve(M) is not None for _ in range(3)] == [True, True, False]
 
 
+def _free(router: Router) -> int:
+    """How many more single answers would be taken now."""
+    taken: list[Place] = []
+    while (place := router.reserve(M)) is not None:
+        taken.append(place)
+    for place in taken:
+        router.release(place)
+    return len(taken)
+
+
+def test_a_job_of_several_choices_counts_what_it_may_occupy(clock: list[float]) -> None:
+    router = Router("me")
+    router.hear(_beat("n", slots=4))
+    three = router.reserve(Any("m", 3))
+    assert three is not None
+    assert _free(router) == 1
+    # One free slot is enough to begin; then the node is full, and the job will have what comes free.
+    eight = router.reserve(Any("m", 8))
+    assert eight is not None
+    assert router.reserve(M) is None
+    router.release(three)
+    assert router.reserve(M) is None
+    router.release(eight)
+    assert _free(router) == 4
+
+
+def test_choices_that_have_ended_free_their_slots(clock: list[float]) -> None:
+    router = Router("me")
+    router.hear(_beat("n", slots=4))
+    place = router.reserve(Any("m", 6))
+    assert place is not None
+    # By choices that are left: as long as they fill the node, none is free.
+    for left, free in ((5, 0), (4, 0), (3, 1), (1, 3)):
+        place = router.keep(place, left)
+        assert _free(router) == free, left
+    router.release(place)
+    assert _free(router) == 4
+
+
+async def test_a_slot_of_an_ended_choice_goes_to_who_waits(clock: list[float]) -> None:
+    router = Router("me")
+    router.hear(_beat("n", slots=2))
+    place = router.reserve(Any("m", 2))
+    assert place is not None
+    first, second = (asyncio.create_task(router.wait(M, 5)) for _ in range(2))
+    await asyncio.sleep(0)
+    place = router.keep(place, 1)
+    assert isinstance(await first, Place)
+    assert not second.done()
+    router.release(place)
+    assert isinstance(await second, Place)
+
+
+async def test_a_waiter_of_several_choices_that_leaves_gives_all_its_slots_back(clock: list[float]) -> None:
+    router = Router("me")
+    router.hear(_beat("n", slots=3))
+    place = router.reserve(Any("m", 3))
+    assert place is not None
+    waiter = asyncio.create_task(router.wait(Any("m", 3), 5))
+    await asyncio.sleep(0)
+    router.release(place)
+    waiter.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiter
+    assert _free(router) == 3
+
+
 async def test_waiters_are_served_in_order_and_before_newcomers() -> None:
     router = Router("me")
     router.hear(_beat("n"))
@@ -74,11 +142,11 @@ async def test_waiters_are_served_in_order_and_before_newcomers() -> None:
     assert place is not None
     first, second = (asyncio.create_task(router.wait(M, 5)) for _ in range(2))
     await asyncio.sleep(0)
-    router.release(place.node)
+    router.release(place)
     assert router.reserve(M) is None
     assert (await first) == place
     assert not second.done()
-    router.release(place.node)
+    router.release(place)
     assert (await second) == place
 
 
@@ -89,7 +157,7 @@ async def test_no_slot_is_lost_when_a_waiter_leaves_as_it_is_served() -> None:
     assert place is not None
     waiter = asyncio.create_task(router.wait(M, 5))
     await asyncio.sleep(0)
-    router.release(place.node)
+    router.release(place)
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
@@ -111,7 +179,7 @@ async def test_a_slot_that_came_free_before_the_wait_is_taken_at_once() -> None:
     place = router.reserve(M)
     assert place is not None
     assert router.reserve(M) is None
-    router.release(place.node)  # nobody waits yet, and nothing else will happen
+    router.release(place)  # nobody waits yet, and nothing else will happen
     assert await router.wait(M, 0.01) == place
 
 
@@ -125,10 +193,10 @@ async def test_a_waiter_for_another_model_does_not_hold_up_the_line() -> None:
     assert other is not None
     first, second = asyncio.create_task(router.wait(M, 5)), asyncio.create_task(router.wait(Any("x"), 5))
     await asyncio.sleep(0)
-    router.release(other.node)
+    router.release(other)
     assert await second == other
     assert not first.done()
-    router.release(held.node)
+    router.release(held)
     assert await first == held
 
 
@@ -139,7 +207,7 @@ async def test_the_estimate_is_the_pace_at_which_slots_came_free(clock: list[flo
     places = [router.reserve(M) for _ in range(4)]
     for place in places[:3]:
         assert place is not None
-        router.release(place.node)
+        router.release(place)
         clock[0] += 2
     assert router.wait_estimate_s() == 2  # one every two seconds, and nobody waits
     router.hear(_beat("n", slots=0))

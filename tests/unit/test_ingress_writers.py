@@ -209,6 +209,8 @@ def test_a_stream_that_broke_ends_with_an_error_and_no_done(dialect: Any) -> Non
     assert b"[DONE]" not in data
 
 
+F_CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"}
+SHOWN = {"type": "input_image", "image_url": "data:,x", "detail": "low"}
 RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({}, "input"),
     ({"input": []}, "input"),
@@ -222,6 +224,19 @@ RESPONSES: list[tuple[dict[str, Any], str]] = [
     ({"input": [{"role": "system", "content": [{"type": "input_image", "image_url": "data:,x"}]}]}, "input"),
     ({"input": [{"role": "user", "content": []}]}, "input"),
     ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "messages.0.tool_call_id"),
+    *(
+        ({"input": [F_CALL, {"type": "function_call_output", "call_id": "c", "output": output}]}, f"input.1.output{at}")
+        for output, at in (
+            (5, ""),
+            ([{"type": "input_file", "file_id": "f"}], ".0"),
+            ([{"type": "refusal", "refusal": "no"}], ".0"),
+            ([{"type": "input_image"}], ".0.image_url"),
+            ([{"type": "input_image", "image_url": "data:,x", "file_id": "f"}], ".0.file_id"),
+            ([{"type": "input_image", "image_url": ""}], ".0.image_url"),
+            ([{"type": "input_text", "text": "x"}] * 2049, ""),
+        )
+    ),
+    ({"input": [F_CALL, {"type": "function_call_output", "call_id": "c", "output": [SHOWN] * 17}]}, "messages.1"),
     ({"input": "x", "previous_response_id": "resp_1"}, "previous_response_id"),
     ({"input": "x", "conversation": "c"}, "conversation"),
     ({"input": "x", "background": True}, "background"),
@@ -260,6 +275,17 @@ def test_a_responses_input_becomes_messages() -> None:
     assert [call["id"] for call in messages[2]["tool_calls"]] == ["c1", "c2"]
     assert (messages[2]["content"], messages[4]["content"]) == ("hm", "rain")
     assert set(asked.ignored) == {"store", "input.reasoning"}
+
+
+def test_a_function_s_output_may_hold_images() -> None:
+    parts = [{"type": "input_text", "text": "a map"}, SHOWN]
+    outputs = [{"type": "function_call_output", "call_id": "c", "output": output} for output in (parts, [])]
+    asked = openai_responses.parse(orjson.dumps({"model": "m", "input": [F_CALL, *outputs]}), {})
+    assert [message["content"] for message in asked.chat.messages[1:]] == [
+        [{"type": "text", "text": "a map"}, {"type": "image", "index": 0}], "",
+    ]  # fmt: skip
+    assert asked.chat.image_urls == ("data:,x",)
+    assert asked.ignored == ("input.output.detail",)
 
 
 COMPLETIONS: list[tuple[dict[str, Any], str]] = [

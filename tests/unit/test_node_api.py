@@ -354,6 +354,23 @@ class TestImages:
             assert len(work.images) == spelt.count("#")
         assert orders == {"one": ["#", "$"], "two": ["#", "$", "#"]}
 
+    async def test_images_in_a_tool_s_answer_stand_there_in_their_order(self, api: Api) -> None:
+        blue = Image(media_type="image/png", data=base64.b64encode(png("blue")).decode())
+        call = {"id": "c", "type": "function", "function": {"name": "get_time", "arguments": "{}"}}
+        answer = [{"type": "text", "text": "A"}, {"type": "image", "index": 1}, {"type": "image", "index": 0}]
+        messages = [
+            {"role": "user", "content": [{"type": "image", "index": 0}]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": answer},
+        ]
+        more: dict[str, Any] = {"images": (PICTURE, blue), "messages": messages, "tools": TOOLS}
+        work = await api.served.prepare(api.job(**more))
+        spelt = "".join("#" if token_id == IMAGE else chr(token_id) for token_id in work.prompt_ids)
+        assert "<tool_response>\nA##\n</tool_response>" in spelt
+        assert work.images == (png("red"), png("blue"), png("red"))
+        _, records = await api.records(**more)
+        assert (records[0].image_tokens, records[-1].kind) == (3 * 16, "end")
+
     async def test_choices_wait_for_the_claim(self, api: Api) -> None:
         content = [{"type": "image", "index": 0}, {"type": "image", "index": 0}]
         _, records = await api.records(images=(PICTURE,), messages=[{"role": "user", "content": content}], n=4)

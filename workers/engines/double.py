@@ -8,6 +8,7 @@ With a script (`double_script.py`) it says, to the prompts that the script names
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import os
@@ -51,11 +52,12 @@ _SAYING = "the shark räkt 7 → 🦈 and swims; ".encode()
 
 
 class DoubleEngine:
-    """Says `tokens` ids, one every `interval_ms`, the first after one interval.
+    """Says `tokens` ids, one every `interval_ms`, the first after the prefill and one interval.
 
     Args:
         tokens: how many ids it says before it ends its turn, a prefix counted in.
         interval_ms: time between ids.
+        prefill_ms: time for each id of the prompt, before the first of its own.
         slots: generations at once.
         context_tokens: context of one generation.
         script: what it says to the prompts that these rules name, whole whatever `tokens` is.
@@ -66,6 +68,7 @@ class DoubleEngine:
         *,
         tokens: int = 16,
         interval_ms: float = 20.0,
+        prefill_ms: float = 0.0,
         slots: int = 512,
         context_tokens: int = 65_536,
         script: Sequence[Rule] = (),
@@ -73,6 +76,7 @@ class DoubleEngine:
         self._tokens = tokens
         self._script = script
         self._interval_s = interval_ms / 1000
+        self._prefill_s = prefill_ms / 1000
         self._facts = Facts(
             engine="double",
             model="double",
@@ -92,21 +96,25 @@ class DoubleEngine:
 
     @classmethod
     def from_environment(cls, *, slots: int | None = None, context_tokens: int | None = None) -> Self:
-        """As SHRK_DOUBLE_TOKENS, SHRK_DOUBLE_INTERVAL_MS and SHRK_DOUBLE_SCRIPT (a file) say.
+        """As SHRK_DOUBLE_TOKENS, SHRK_DOUBLE_INTERVAL_MS, SHRK_DOUBLE_PREFILL_MS and SHRK_DOUBLE_SCRIPT (a file) say.
 
         Raises EngineUnavailable for values that are none.
         """
         try:
             tokens = int(os.environ.get("SHRK_DOUBLE_TOKENS", "16"))
             interval_ms = float(os.environ.get("SHRK_DOUBLE_INTERVAL_MS", "20"))
+            prefill_ms = float(os.environ.get("SHRK_DOUBLE_PREFILL_MS", "0"))
         except ValueError as error:
-            raise EngineUnavailable(f"SHRK_DOUBLE_TOKENS and SHRK_DOUBLE_INTERVAL_MS are numbers: {error}") from error
-        if tokens < 1 or not 0 <= interval_ms <= 60_000:
-            raise EngineUnavailable("SHRK_DOUBLE_TOKENS is at least 1, SHRK_DOUBLE_INTERVAL_MS lies in 0..60000")
+            raise EngineUnavailable(f"SHRK_DOUBLE_TOKENS, _INTERVAL_MS and _PREFILL_MS are numbers: {error}") from error
+        if tokens < 1 or not 0 <= interval_ms <= 60_000 or not 0 <= prefill_ms <= 60_000:
+            raise EngineUnavailable(
+                "SHRK_DOUBLE_TOKENS is at least 1, SHRK_DOUBLE_INTERVAL_MS and SHRK_DOUBLE_PREFILL_MS lie in 0..60000"
+            )
         path = os.environ.get("SHRK_DOUBLE_SCRIPT", "")
         return cls(
             tokens=tokens,
             interval_ms=interval_ms,
+            prefill_ms=prefill_ms,
             slots=slots or 512,
             context_tokens=context_tokens or 65_536,
             script=read_script(Path(path)) if path else (),
@@ -170,10 +178,11 @@ class DoubleEngine:
         text = TextAssembler(_TABLE, generation.prefix_ids)
         await self._slots.take()
         try:
-            loop = asyncio.get_running_loop()
-            due = loop.time()
             if generation.images:
                 yield Piece((), "", image_tokens=self._look(generation))
+            await self._prefill(len(generation.prompt_ids) + len(generation.prefix_ids), gone)
+            loop = asyncio.get_running_loop()
+            due = loop.time()
             held = next(words, None)
             if held is None:
                 finish: Finish = "stop" if budget else "length"
@@ -194,6 +203,15 @@ class DoubleEngine:
                 return
         finally:
             self._slots.give()
+
+    async def _prefill(self, tokens: int, gone: asyncio.Event) -> None:
+        """Raises EngineNotLoaded where the engine is unloaded meanwhile."""
+        if not self._prefill_s:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._prefill_s * tokens):
+                await gone.wait()
+            raise EngineNotLoaded("the engine was unloaded in prefill")
 
     def _words(self, generation: Generation, budget: int) -> Iterator[int]:
         """The ids that follow the prefix, until it has said enough."""

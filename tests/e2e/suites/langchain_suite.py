@@ -1,7 +1,7 @@
 """LangChain's standard tests of a chat model, over langchain-openai. Runs in the suites' own environment.
 
-With SUITE_SEES the test of pictures runs too. It would fetch one from the internet: here the same call hands out one of
-our own.
+With SUITE_SEES the tests of pictures run too, a user's and a tool's. They would fetch one from the internet: here the
+same call hands out one of our own.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class TestShiver(ChatModelIntegrationTests):
 
     @property
     def supports_image_inputs(self) -> bool:
+        return SEES
+
+    @property
+    def supports_image_tool_message(self) -> bool:
         return SEES
 
     @property
