@@ -63,9 +63,9 @@ async def target(real: Running) -> Target:
 async def test_openai_pythons_own_tests(target: Target) -> None:
     outcomes = await asyncio.to_thread(suites_kit.openai_outcomes, target)
     assert len(outcomes) == 235
-    offered = {name: outcome for name, outcome in outcomes.items() if not not_offered(name)}
-    assert not {name for name, outcome in offered.items() if outcome != "passed"}
-    assert len(offered) == 135
+    missed = {name for name, outcome in outcomes.items() if outcome != "passed"}
+    assert not {name for name in missed if not not_offered(name)}
+    assert len(missed) <= 70 + 15
 
 
 async def test_base64_is_numbers_only_where_the_operator_has_it_dropped(target: Target, real: Running) -> None:
