@@ -186,7 +186,10 @@ class _Run:
         return Peer(what, transfers, seconds, note=note(transfers / seconds, *cores, load))
 
     def _cpu_s(self) -> float:
-        times = psutil.Process(self._server.pid).cpu_times()
+        try:
+            times = psutil.Process(self._server.pid).cpu_times()
+        except psutil.NoSuchProcess as error:
+            raise ChildFailed("its server ended") from error
         return times.user + times.system
 
     @contextlib.contextmanager
