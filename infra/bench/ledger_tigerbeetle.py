@@ -182,8 +182,8 @@ class _Run:
         if transfers != work.transfers:
             raise ShrkError(f"{_NAME} was sent {transfers:,} transfers, {work.transfers:,} were to be sent")
         seconds = max(each["ended_s"] for each in sent) - min(each["began_s"] for each in sent)
-        cores = (server_s / seconds, sum(each["cpu_s"] for each in sent) / seconds)
-        return Peer(what, transfers, seconds, note=note(transfers / seconds, *cores, load))
+        cpu_us = [1e6 * cpu_s / transfers for cpu_s in (server_s, sum(each["cpu_s"] for each in sent))]
+        return Peer(what, transfers, seconds, note=note(transfers / seconds, *cpu_us, load))
 
     def _cpu_s(self) -> float:
         try:
@@ -237,11 +237,11 @@ def agree(have: Mapping[str, int], asked: list[int]) -> None:
         raise ShrkError(f"of {len(asked)} accounts {_NAME} has {len(have)}, and {len(wrong)} balances are not ours")
 
 
-def note(per_s: float, server_cores: float, client_cores: float, load: float) -> str:
-    """What stands below the table for one line of it."""
+def note(per_s: float, server_us: float, client_us: float, load: float) -> str:
+    """What stands below the table for one line of it; microseconds of CPU are of one transfer."""
     return (
-        f"{per_s / TRANSFERS_PER_USAGE:,.0f} usages/s, each of them three linked transfers from its wallet; of "
-        f"{os.cpu_count()} cores the server had {server_cores:.1f} and the client {client_cores:.1f}; load {load:.1f}; "
+        f"{per_s / TRANSFERS_PER_USAGE:,.0f} usages/s, each of them three linked transfers from its wallet; a transfer "
+        f"took {server_us:.1f} us of the server's CPU and {client_us:.1f} us of the Python client's; load {load:.1f}; "
         "all balances are those of our books"
     )
 

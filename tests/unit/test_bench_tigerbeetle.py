@@ -63,10 +63,10 @@ def test_without_a_server_one_line_says_how_to_come_by_it(tmp_path: Path, monkey
 
 
 def test_the_table_has_its_transfers_and_its_usages() -> None:
-    text = lines_of([Peer("TigerBeetle 1.2.3, one client (transfers)", 600_000, 10.0, note=note(60_000, 0.5, 1.1, 2))])
+    text = lines_of([Peer("TigerBeetle 1.2.3, one client (transfers)", 600_000, 10.0, note=note(60_000, 1.7, 8.4, 2))])
     assert "| TigerBeetle 1.2.3, one client (transfers) | 600,000 | 10.0 | 60,000 |" in text
     assert "- TigerBeetle 1.2.3, one client (transfers): 20,000 usages/s, each of them three linked transfers" in text
-    assert "the server had 0.5 and the client 1.1; load 2.0" in text
+    assert "a transfer took 1.7 us of the server's CPU and 8.4 us of the Python client's; load 2.0" in text
 
 
 def test_a_server_of_the_locks_release_is_taken_from_the_variable_or_from_path(tmp_path: Path) -> None:
