@@ -53,6 +53,12 @@ def ensure(name: str, say: Callable[[str], None], lock_name: str | None = None) 
     return python
 
 
+def pinned(name: str) -> str:
+    """The version of package `name` in infra/locks/bench-<name>.txt."""
+    lines = (_LOCKS / f"bench-{name}.txt").read_text().splitlines()
+    return next(line.split("==")[1].split()[0] for line in lines if line.startswith(f"{name}=="))
+
+
 def _call(argv: list[str], what: str) -> None:
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_INSTALL_TIMEOUT_S, check=False)

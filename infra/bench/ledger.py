@@ -4,7 +4,7 @@ append      LedgerWriter: idempotent, acked
 projection  the streams process, from a log that is full already into an empty PostgreSQL
 archive     from Kafka to Parquet
 replay      from Kafka, and from the archive: record by record, and over columns as `shrk ledger replay` does it
-peers       infra/bench/ledger_peers.py
+peers       infra/bench/ledger_peers.py, infra/bench/ledger_tigerbeetle.py
 
 python -m infra.bench.ledger [--events N] [--quick] [--results FOLDER]
 """
@@ -25,8 +25,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from infra.bench.ledger_peers import EXPORTED_EVENTS, TIGERBEETLE, Peer, eventsourcing, hledger
+from infra.bench.ledger_peers import EXPORTED_EVENTS, Peer, eventsourcing, hledger
 from infra.bench.ledger_projection import WHAT, Projected, project
+from infra.bench.ledger_tigerbeetle import tigerbeetle
 from infra.bench.machine import this_machine
 from infra.bench.report import RESULTS, Bar, markdown, write
 from infra.errors import ShrkError
@@ -199,7 +200,8 @@ def compare(count: int) -> list[Peer]:
     folder = _folder()
     try:
         some = (event for _, event in zip(range(min(EXPORTED_EVENTS, count)), synthetic(count), strict=False))
-        return [eventsourcing(count, folder, _note), hledger(some, folder)]
+        peers = [eventsourcing(count, folder, _note), hledger(some, folder)]
+        return peers + tigerbeetle(synthetic(count), folder, _note)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -259,7 +261,7 @@ def table(measured: Measured) -> str:
         "- hledger parses text and checks assertions; eventsourcing's events have two fields of their own, ours up to "
         "16, and four postings",
         *[f"- {peer.what}: not measured, {peer.missing}" for peer in measured.peers if peer.missing],
-        f"- {TIGERBEETLE}",
+        *[f"- {peer.what}: {peer.note}" for peer in measured.peers if peer.note],
         *[bar.line() for bar in bars],
     ]
     return text + "\n" + "\n".join(notes) + "\n"
