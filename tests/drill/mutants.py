@@ -15,7 +15,7 @@ PROJECTION = "tests/integration/test_projection.py"
 ADMISSION = "tests/integration/test_admission_sql.py"
 REBUILD = "tests/integration/test_rebuild.py"
 EXPIRY = "tests/integration/test_expiry.py"
-ADMIT = "infra/migrations/0006_catalog.sql"
+ADMIT = "infra/migrations/0009_sessions_and_limits.sql"
 SETTLE = "infra/migrations/0003_admission.sql"
 
 

@@ -64,18 +64,26 @@ async def add_to_balance(db: Any, wallet: str, amount_nano: int, asset: str = "S
 
 
 async def add_key(
-    db: Any, wallet: str, tier: Tier = "pro", open_max: int = 100, name: str = "", models: list[str] | None = None
+    db: Any,
+    wallet: str,
+    tier: Tier = "pro",
+    open_max: int = 100,
+    name: str = "",
+    models: list[str] | None = None,
+    rpm: int | None = None,
 ) -> ApiKey:
     key_id = name or f"k-{wallet}"
     sha256 = hashlib.sha256(key_id.encode()).digest()
     await db.execute(
-        "insert into state.keys (key_id, sha256, wallet_id, tier, open_max, models) values ($1, $2, $3, $4, $5, $6)",
+        "insert into state.keys (key_id, sha256, wallet_id, tier, open_max, models, rpm) "
+        "values ($1, $2, $3, $4, $5, $6, $7)",
         key_id,
         sha256,
         wallet,
         tier,
         open_max,
         models,
+        rpm,
     )
     return ApiKey(tier, key_id, sha256)
 
@@ -94,10 +102,11 @@ async def admit(
     dry_run: bool = False,
     hold_usdc_nano: int = 0,
     models: tuple[str, ...] = ("m",),
+    counted: bool = True,
 ) -> asyncpg.Record:
     """`hold_nano` is of SHIVER."""
     return await db.fetchrow(
-        "select * from state.admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        "select * from state.admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         request_id or new_id(),
         key.key_id,
         key.sha256,
@@ -110,6 +119,9 @@ async def admit(
         lane_offset,
         cap_nano_usd,
         dry_run,
+        key.is_session,
+        key.origin,
+        counted,
     )
 
 
@@ -125,12 +137,12 @@ async def settle(db: Any, request_id: str, charge_nano: int) -> bool:
 
 
 async def release(db: Any, charges_nano: dict[str, int], wallet: str | None = None) -> None:
-    """`wallet` is whose the events in the log were, where not the admission's."""
+    """The projection's call. `wallet` is whose the events in the log were, where not the admission's."""
     ids = list(charges_nano)
     found = await db.fetch("select request_id, wallet_id from state.admissions where request_id = any ($1)", ids)
     wallets = {str(row["request_id"]): row["wallet_id"] for row in found}
     await db.execute(
-        "select state.release($1, $2, $3)",
+        "select state.book_ends($1, $2, $3)",
         ids,
         [wallet or wallets.get(request_id, "nobody") for request_id in ids],
         list(charges_nano.values()),
