@@ -130,7 +130,9 @@ begin
         rpm := k.rpm;
         -- By the clock of now, not of before the wait for the key: calls that waited together are told apart.
         now_us := floor(extract(epoch from clock_timestamp()) * 1000000);
-        new_rate_us := greatest(k.rate_us, now_us) + 60000000 / rpm;
+        -- A minute ahead is the most that is ever granted: far beyond it, the server's clock was put back since.
+        new_rate_us := (case when k.rate_us > now_us + 120000000 then now_us else greatest(k.rate_us, now_us) end)
+            + 60000000 / rpm;
         if new_rate_us - now_us > rpm * (60000000 / rpm) then
             wait_s := ceil((new_rate_us - now_us - rpm * (60000000 / rpm)) / 1000000.0);
             outcome := 'rate_limit_exceeded';
@@ -141,7 +143,7 @@ begin
         tokens_month_max := w.tokens_month_max;
         month_end := date_trunc('month', clock_timestamp() at time zone 'UTC') + interval '1 month';
         -- A count of an earlier month is over.
-        if case when w.tokens_month + interval '1 month' = month_end then w.tokens_used else 0 end >= tokens_month_max
+        if (case when w.tokens_month + interval '1 month' = month_end then w.tokens_used else 0 end) >= tokens_month_max
         then
             wait_s := ceil(extract(epoch from month_end - clock_timestamp() at time zone 'UTC'));
             outcome := 'monthly_tokens_exceeded';
