@@ -14,8 +14,8 @@ create table state.sessions (
 );
 create index sessions_by_key on state.sessions (key_id, expires_at);
 
--- `rate_us` is GCRA's one number: the time, in microseconds since 1970, by which all that the key was granted would have
--- come at its even pace. A key that rested may send `rpm` at once, and then one every 60 s / rpm.
+-- `rate_us` is GCRA's one number: the time, in microseconds since 1970, by which all that the key was granted would
+-- have come at its even pace. A key that rested may send `rpm` at once, and then one every 60 s / rpm.
 alter table state.keys
     add column rpm int check (rpm between 1 and 60000),
     add column rate_us bigint not null default 0;
@@ -205,8 +205,8 @@ begin
     end if;
 end $$;
 
--- A new session of a key, or why not: invalid_key, key_revoked, model_not_allowed, or session_cap, and then the first of
--- the key's living sessions ends in wait_s seconds. What has expired goes first. The key's row orders the calls, and
+-- A new session of a key, or why not: invalid_key, key_revoked, model_not_allowed, or session_cap, and then the first
+-- of the key's living sessions ends in wait_s seconds. What has expired goes first. The key's row orders the calls, and
 -- revocations. `models` are those that the session may use, null for all.
 create function state.open_session(
     a_key_id text, a_sha256 bytea, a_session_id text, a_session_sha256 bytea, a_expires_in_s int, a_models text[],
@@ -274,41 +274,69 @@ end $$;
 create function state.recount_tokens(a_wallet_id text default null) returns void
 language plpgsql as $$
 begin
-    perform from state.wallets w where w.tokens_month_max is not null and w.wallet_id = coalesce(a_wallet_id, w.wallet_id)
+    perform from state.wallets w
+        where w.tokens_month_max is not null and w.wallet_id = coalesce(a_wallet_id, w.wallet_id)
         order by w.wallet_id for no key update;
     update state.wallets w set (tokens_month, tokens_used) = (select * from state.month_tokens(w.wallet_id))
         where w.tokens_month_max is not null and w.wallet_id = coalesce(a_wallet_id, w.wallet_id);
 end $$;
 
--- The projection's call where requests have ended: slot and hold go back, as in 0003, and where the wallet has a limit
--- their tokens are counted, in the month in which they ended. The rows of derived.requests are there already.
-create function state.book_ends(a_request_ids uuid[], a_wallet_ids text[], a_charges_nano bigint[]) returns void
+-- As in 0003, and where the wallet has a limit its requests' tokens are counted, in the month in which they ended. The
+-- rows of derived.requests are there already. An end that comes again finds no admission, and one whose admission a
+-- crash forgot is counted when admission is opened (C7): both only once.
+create or replace function state.release(a_request_ids uuid[], a_wallet_ids text[], a_charges_nano bigint[])
+returns void
 language plpgsql as $$
 declare
     this_month date := date_trunc('month', clock_timestamp() at time zone 'UTC');
     n record;
 begin
-    perform state.release(a_request_ids, a_wallet_ids, a_charges_nano);
-    if not exists (select from state.wallets w where w.tokens_month_max is not null and w.wallet_id = any (a_wallet_ids))
+    perform from state.keys where key_id in (select a.key_id from state.admissions a
+        where a.request_id = any (a_request_ids)) order by key_id for no key update;
+    perform from state.wallets where wallet_id in (select a.wallet_id from state.admissions a
+        where a.request_id = any (a_request_ids)) order by wallet_id for no key update;
+    perform from state.sandbox_days where (owner_id, day) in (select a.owner_id, a.cap_day from state.admissions a
+        where a.request_id = any (a_request_ids)) order by owner_id, day for no key update;
+    if exists (select from state.wallets w where w.tokens_month_max is not null and w.wallet_id = any (a_wallet_ids))
     then
-        return;
+        -- An ingress whose clock is ahead does not begin a month, and a late end does not go back to one.
+        for n in
+            select r.wallet_id,
+                   least(this_month, date_trunc('month', to_timestamp(r.ended_ms / 1000.0) at time zone 'UTC')::date)
+                       as month,
+                   sum(r.prompt_tokens + case when m.kind = 'embedding' then 0 else r.completion_tokens end) as tokens
+            from unnest(a_request_ids, a_wallet_ids) as e (request_id, wallet_id)
+            join state.admissions a on a.request_id = e.request_id and a.wallet_id = e.wallet_id
+            join state.wallets w on w.wallet_id = e.wallet_id and w.tokens_month_max is not null
+            join derived.requests r on r.request_id = e.request_id and r.wallet_id = e.wallet_id
+                and r.status = 'charged'
+            left join state.models m on m.model = r.model
+            group by 1, 2 order by 1, 2
+        loop
+            update state.wallets w
+                set tokens_used = n.tokens + case when w.tokens_month = n.month then w.tokens_used else 0 end,
+                    tokens_month = n.month
+                where w.wallet_id = n.wallet_id and (w.tokens_month is null or w.tokens_month <= n.month);
+        end loop;
     end if;
-    -- Behind release(), which has the locks in their order. An ingress whose clock is ahead does not begin a month.
-    for n in
-        select r.wallet_id, least(this_month, date_trunc('month', to_timestamp(r.ended_ms / 1000.0) at time zone 'UTC'))
-                   ::date as month,
-               sum(r.prompt_tokens + case when m.kind = 'embedding' then 0 else r.completion_tokens end) as tokens
-        from unnest(a_request_ids, a_wallet_ids) as e (request_id, wallet_id)
-        join state.wallets w on w.wallet_id = e.wallet_id and w.tokens_month_max is not null
-        join derived.requests r on r.request_id = e.request_id and r.wallet_id = e.wallet_id and r.status = 'charged'
-        left join state.models m using (model)
-        group by 1, 2 order by 1, 2
-    loop
-        update state.wallets w
-            set tokens_used = n.tokens + case when w.tokens_month = n.month then w.tokens_used else 0 end,
-                tokens_month = n.month
-            where w.wallet_id = n.wallet_id and (w.tokens_month is null or w.tokens_month <= n.month);
-    end loop;
+    with ended as (
+        select * from unnest(a_request_ids, a_wallet_ids, a_charges_nano) as e (request_id, wallet_id, charge_nano)
+    ), gone as (
+        delete from state.admissions a using ended e where a.request_id = e.request_id and a.wallet_id = e.wallet_id
+        returning a.*, case when a.cap_day is null then 0
+                            else state.to_nano_usd(e.charge_nano, a.rate_nano_usd) end as kept_nano_usd
+    ), freed_slots as (
+        update state.keys k set open_requests = open_requests - g.n
+        from (select key_id, count(*) as n from gone where slot group by key_id) g where k.key_id = g.key_id
+    ), freed_holds as (
+        update state.wallets w set held_nano = held_nano - g.held
+        from (select wallet_id, sum(hold_nano)::bigint as held from gone where payer = 'wallet:' || wallet_id
+              group by wallet_id) g where w.wallet_id = g.wallet_id
+    )
+    update state.sandbox_days d set used_nano_usd = used_nano_usd - g.unused
+    from (select owner_id, cap_day, sum(hold_nano_usd - kept_nano_usd)::bigint as unused from gone
+          where cap_day is not null group by owner_id, cap_day) g
+    where d.owner_id = g.owner_id and d.day = g.cap_day;
 end $$;
 
 -- As in 0008, and the month's tokens are counted anew too.

@@ -1,1 +1,1 @@
-select state.book_ends($1::uuid[], $2::text[], $3::bigint[])
+select state.release($1::uuid[], $2::text[], $3::bigint[])

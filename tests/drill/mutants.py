@@ -302,7 +302,7 @@ SERVED: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a wallet frees the hold of another",
-        SETTLE,
+        ADMIT,
         "where a.request_id = e.request_id and a.wallet_id = e.wallet_id",
         "where a.request_id = e.request_id",
         f"{ADMISSION}::test_release_skips_what_is_unknown_or_of_another_wallet",

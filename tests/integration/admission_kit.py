@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from typing import Any
 
 import asyncpg
+import pytest
 from ledger_kit import new_id
 
-from schemas import topics
+from ingress.admission import Admission, Ask
+from schemas import keys, topics
+from schemas.errors import ApiError
 from schemas.keys import ApiKey, Tier
 
 P = 4
@@ -142,7 +146,7 @@ async def release(db: Any, charges_nano: dict[str, int], wallet: str | None = No
     found = await db.fetch("select request_id, wallet_id from state.admissions where request_id = any ($1)", ids)
     wallets = {str(row["request_id"]): row["wallet_id"] for row in found}
     await db.execute(
-        "select state.book_ends($1, $2, $3)",
+        "select state.release($1, $2, $3)",
         ids,
         [wallet or wallets.get(request_id, "nobody") for request_id in ids],
         list(charges_nano.values()),
@@ -208,3 +212,32 @@ async def blocked(db: Any, count: int = 1) -> None:
             < count
         ):
             await asyncio.sleep(0.01)
+
+
+async def outcome(db: Any, key: ApiKey, hold_nano: int = 0, **more: Any) -> str:
+    return (await admit(db, key, hold_nano, **more))["outcome"]
+
+
+async def session(
+    db: Any, key: ApiKey, expires_in_s: int = 600, models: list[str] | None = None, origins: list[str] | None = None
+) -> ApiKey:
+    """The token of a session that was opened as an ingress opens it."""
+    token = keys.parse(keys.mint(keys.SESSION, secrets.token_bytes(keys.ENTROPY_BYTES)))
+    assert token is not None
+    await Admission(db).open_session(key, token, expires_in_s, models, origins)
+    return token
+
+
+async def end_sessions(db: Any) -> None:
+    """Their time is over, of all."""
+    await db.execute("update state.sessions set expires_at = clock_timestamp()")
+
+
+async def refused(call: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        await call
+    return caught.value
+
+
+def ask_of(key: ApiKey) -> Ask:
+    return Ask(new_id(), key, {"SHIVER": 0, "USDC": 0}, BOOT, "n", ("m",), "l", 0)

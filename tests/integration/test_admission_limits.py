@@ -1,9 +1,8 @@
-"""Sessions, requests a minute and tokens a month in state.admit and beside it: on PostgreSQL, over two ingresses."""
+"""Requests a minute and tokens a month in state.admit and beside it: on PostgreSQL, over two ingresses."""
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,28 +10,37 @@ from typing import Any
 import asyncpg
 import pytest
 from admission_kit import (
-    BOOT,
-    CAP,
+    P,
     add_key,
     add_wallet,
     admit,
+    ask_of,
     blocked,
     counters,
+    end_sessions,
     hold,
     open_in_the_log,
+    outcome,
     prepare,
+    refused,
     release,
-    sums,
+    session,
 )
-from ledger_kit import new_id
+from books_kit import append_all
+from ledger_kit import accepted, credited, failed, new_id, records, usage, wallet_in
 
 from infra import accounts, catalog
 from infra.errors import AccountRefused
-from ingress.admission import SESSIONS_MAX, Admission, Ask
+from ingress.admission import Admission
 from ingress.admission import open_pool as open_ingress_pool
-from schemas import keys
-from schemas.errors import TABLE, ApiError
+from ledger.reader import LedgerReader
+from schemas import topics
+from schemas.errors import TABLE
 from schemas.keys import ApiKey
+from schemas.settings import Settings
+from streams import rebuild
+from streams.projection import Projection
+from streams.starts import start_offsets
 
 PAGE = "https://app.example.com"
 MINUTE_US = 60_000_000
@@ -44,190 +52,6 @@ async def db(books_url: str) -> AsyncIterator[asyncpg.Pool]:
     await prepare(pool)
     yield pool
     await pool.close()
-
-
-async def outcome(db: Any, key: ApiKey, hold_nano: int = 0, **more: Any) -> str:
-    return (await admit(db, key, hold_nano, **more))["outcome"]
-
-
-async def session(
-    db: Any, key: ApiKey, expires_in_s: int = 600, models: list[str] | None = None, origins: list[str] | None = None
-) -> ApiKey:
-    """The token of a session that was opened as an ingress opens it."""
-    token = keys.parse(keys.mint(keys.SESSION, secrets.token_bytes(keys.ENTROPY_BYTES)))
-    assert token is not None
-    await Admission(db).open_session(key, token, expires_in_s, models, origins)
-    return token
-
-
-async def end(db: Any) -> None:
-    """The time of all sessions is over."""
-    await db.execute("update state.sessions set expires_at = clock_timestamp()")
-
-
-async def refused(call: Any) -> ApiError:
-    with pytest.raises(ApiError) as caught:
-        await call
-    return caught.value
-
-
-def ask(key: ApiKey) -> Ask:
-    return Ask(new_id(), key, {"SHIVER": 0, "USDC": 0}, BOOT, "n", ("m",), "l", 0)
-
-
-# Sessions
-
-
-async def test_a_session_spends_its_key_s_money_slots_and_minute(db: asyncpg.Pool) -> None:
-    key = await add_key(db, await add_wallet(db, "w", 10), open_max=2, rpm=3)
-    token = await session(db, key)
-    got = await admit(db, token, 6)
-    assert (got["outcome"], got["key_id"], got["wallet_id"], got["tier"]) == ("ok", key.key_id, "w", "pro")
-    assert await counters(db) == {"open": {key.key_id: 1}, "held": {"w": 6}, "used": {}} == await sums(db)
-    assert await outcome(db, key, 5) == "insufficient_balance"
-    assert await outcome(db, key, 4) == "ok"
-    assert await outcome(db, token) == "open_request_cap"
-    await db.execute("update state.keys set open_max = 9")
-    assert await outcome(db, token) == "ok"
-    assert [await outcome(db, one) for one in (token, key)] == ["rate_limit_exceeded"] * 2
-    assert await db.fetchval("select array_agg(distinct key_id) from state.admissions") == [key.key_id]
-    admitted = await Admission(db).admit(ask(await session(db, await add_key(db, await add_wallet(db, "v")))))
-    assert admitted.key_id == "k-v"  # what request.accepted names
-
-
-async def test_a_session_of_a_sandbox_key_is_the_sandbox_s(db: asyncpg.Pool) -> None:
-    token = await session(db, await add_key(db, await add_wallet(db, "w"), "dev"))
-    got = await admit(db, token, CAP)
-    assert (got["outcome"], got["tier"], got["payer"]) == ("ok", "dev", "platform:sandbox")
-    assert await outcome(db, token, 1) == "daily_cap_exceeded"
-
-
-async def test_an_ended_an_unknown_and_a_forged_session_are_told_alike(db: asyncpg.Pool) -> None:
-    key = await add_key(db, await add_wallet(db, "w"))
-    token, admission = await session(db, key), Admission(db)
-    forged = token._replace(sha256=bytes(32))
-    unknown = token._replace(key_id="unknown")
-    as_key = ApiKey("pro", token.key_id, token.sha256)
-    as_session = ApiKey(keys.SESSION, key.key_id, key.sha256)
-    assert await outcome(db, token) == "ok"
-    assert await outcome(db, as_key) == "invalid_key"
-    await admission.check_key(token)
-    for _ in range(2):
-        for wrong in (forged, unknown, as_session):
-            assert await outcome(db, wrong) == "session_expired"
-            assert (await refused(admission.check_key(wrong))).code == "session_expired"
-        await end(db)
-        forged = token  # which is over now
-    assert (await refused(admission.admit(ask(token)))).code == "session_expired"
-    assert (await counters(db))["open"] == {key.key_id: 1}
-
-
-async def test_a_session_s_time_is_judged_behind_the_wait_for_its_key(db: asyncpg.Pool) -> None:
-    """It ends while its request stands behind another of the key."""
-    key = await add_key(db, await add_wallet(db, "w"))
-    token = await session(db, key)
-    await db.execute("update state.sessions set expires_at = clock_timestamp() + interval '0.3 s'")
-    async with db.acquire() as other, other.transaction():
-        await other.execute("select from state.keys for no key update")
-        waiting = asyncio.create_task(outcome(db, token))
-        await blocked(db)
-        await asyncio.sleep(0.35)
-    assert await waiting == "session_expired"
-
-
-async def test_a_session_dies_with_its_key_at_once(db: asyncpg.Pool) -> None:
-    key = await add_key(db, await add_wallet(db, "w"))
-    token, admission = await session(db, key), Admission(db)
-    running = new_id()
-    assert await outcome(db, token, request_id=running) == "ok"
-    await accounts.revoke_key(db, key.key_id)
-    assert await outcome(db, token) == "key_revoked"
-    assert (await refused(admission.check_key(token))).code == "revoked_api_key"
-    assert (await refused(session(db, key))).code == "revoked_api_key"
-    await release(db, {running: 0})  # what was running ends
-    assert (await counters(db))["open"] == {}
-
-
-async def test_a_revocation_under_way_is_waited_for(db: asyncpg.Pool) -> None:
-    key = await add_key(db, await add_wallet(db, "w"))
-    token = await session(db, key)
-    async with db.acquire() as operator, operator.transaction():
-        await accounts.revoke_key(operator, key.key_id)
-        waiting = [asyncio.create_task(outcome(db, token)), asyncio.create_task(refused(session(db, key)))]
-        await blocked(db, 2)
-    assert await waiting[0] == "key_revoked"
-    assert (await waiting[1]).code == "revoked_api_key"
-    assert await db.fetchval("select count(*) from state.sessions") == 1
-
-
-async def test_a_session_may_use_fewer_models_than_its_key_and_never_more(db: asyncpg.Pool) -> None:
-    key = await add_key(db, await add_wallet(db, "w"), models=["a", "b"])
-    admission = Admission(db)
-    plain, less = await session(db, key), await session(db, key, models=["a"])
-    assert [await outcome(db, plain, models=(m,)) for m in "abc"] == ["ok", "ok", "model_not_allowed"]
-    assert [await outcome(db, less, models=(m,)) for m in "abc"] == ["ok", "model_not_allowed", "model_not_allowed"]
-    assert await outcome(db, less, models=("a", "b")) == "model_not_allowed"
-    assert [(await admission.check_key(one)).models for one in (plain, less)] == [["a", "b"], ["a"]]
-    assert (await refused(session(db, key, models=["a", "c"]))).code == "model_not_allowed"
-    await db.execute("update state.keys set models = '{b}'")  # later: the key's own count too
-    assert [await outcome(db, less, models=(m,)) for m in "ab"] == ["model_not_allowed"] * 2
-    free = await add_key(db, "w", name="free")
-    assert (await admission.open_session(free, less._replace(key_id="s"), 60, ["x"], None)).models == ["x"]
-    assert (await refused(admission.admit(ask(less)))).message == "This session may not use all of: m."
-
-
-async def test_a_session_for_pages_is_for_these_alone(db: asyncpg.Pool) -> None:
-    key = await add_key(db, await add_wallet(db, "w"))
-    bound, free = await session(db, key, origins=[PAGE, "http://localhost"]), await session(db, key)
-    admission = Admission(db)
-    for origin, expected in ((PAGE, "ok"), ("http://localhost", "ok"), ("https://evil", "no"), (None, "no")):
-        sent = bound._replace(origin=origin)
-        assert await outcome(db, sent) == ("ok" if expected == "ok" else "origin_not_allowed")
-        if expected == "ok":
-            await admission.check_key(sent)
-        else:
-            assert (await refused(admission.check_key(sent))).code == "origin_not_allowed"
-        assert await outcome(db, free._replace(origin=origin)) == "ok"
-
-
-async def test_a_session_opens_none_and_reads_no_usage(db: asyncpg.Pool) -> None:
-    key = await add_key(db, await add_wallet(db, "w"))
-    token, admission = await session(db, key), Admission(db)
-    assert (await refused(admission.check_key(token, session_may=False))).code == "session_not_allowed"
-    await admission.check_key(key, session_may=False)
-    assert (await refused(session(db, token))).code == "invalid_api_key"  # nor would the database open one
-    await end(db)
-    assert (await refused(admission.check_key(token, session_may=False))).code == "session_expired"
-
-
-async def test_a_key_has_so_many_living_sessions_and_its_dead_ones_go(
-    db: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert SESSIONS_MAX == 1000
-    monkeypatch.setattr("ingress.admission.SESSIONS_MAX", 3)
-    key = await add_key(db, await add_wallet(db, "w"))
-    other = await session(db, await add_key(db, "w", name="other"))
-    said = await asyncio.gather(*(session(db, key, 600 + n) for n in range(8)), return_exceptions=True)
-    assert sorted(getattr(one, "code", "ok") for one in said) == ["ok"] * 3 + ["session_cap"] * 5
-    first = await db.fetchval("select min(expires_at) from state.sessions where key_id = $1", key.key_id)
-    error = await refused(session(db, key))
-    left_s = first.timestamp() - time.time()
-    assert error.retry_after_s is not None
-    assert left_s - 1 <= error.retry_after_s <= left_s + 2
-    await end(db)
-    await session(db, key)
-    left = dict(await db.fetch("select key_id, count(*) from state.sessions group by 1"))
-    assert left == {key.key_id: 1, "other": 1}  # another key's wait for that key
-    assert await outcome(db, other) == "session_expired"
-
-
-async def test_when_a_session_ends_is_told_in_whole_seconds_and_true(db: asyncpg.Pool) -> None:
-    key = await add_key(db, await add_wallet(db, "w"))
-    got = await Admission(db).open_session(key, ApiKey(keys.SESSION, "s", bytes(32)), 77, None, [PAGE])
-    row = await db.fetchrow("select *, extract(epoch from expires_at)::bigint as end_s from state.sessions")
-    assert row["end_s"] == got.expires_s
-    assert 0 <= row["created_at"].timestamp() + 77 - got.expires_s < 1.5
-    assert row["origins"] == [PAGE]
 
 
 # Requests a minute
@@ -283,14 +107,14 @@ async def test_the_wait_that_is_told_is_long_enough_and_no_longer(db: asyncpg.Po
     key = await add_key(db, await add_wallet(db, "w"), rpm=30)
     admission = Admission(db)
     for _ in range(30):
-        await admission.admit(ask(key))
-    error = await refused(admission.admit(ask(key)))
+        await admission.admit(ask_of(key))
+    error = await refused(admission.admit(ask_of(key)))
     assert error.code == "rate_limit_exceeded"
     assert error.retry_after_s in (1, 2)
     assert error.message == f"This key may send 30 requests a minute: the next one in {error.retry_after_s} s."
     wait_us = error.retry_after_s * 1_000_000
     await db.execute("update state.keys set rate_us = rate_us - $1", wait_us)  # that much later
-    await admission.admit(ask(key))
+    await admission.admit(ask_of(key))
 
 
 async def test_what_is_refused_repeated_or_dry_takes_nothing_of_the_minute(db: asyncpg.Pool) -> None:
@@ -354,7 +178,7 @@ async def test_a_wallet_s_booked_tokens_are_its_limit_s_over_all_its_keys(db: as
     assert await outcome(db, one) == "ok"
     await book(db, await add_key(db, wallet, name="three"), "w", 1)
     for key in (one, two, await session(db, one)):
-        error = await refused(Admission(db).admit(ask(key)))
+        error = await refused(Admission(db).admit(ask_of(key)))
         assert (error.code, error.row.status) == ("monthly_tokens_exceeded", 429)
         assert await outcome(db, key, dry_run=True) == "monthly_tokens_exceeded"
     month = await db.fetchrow(
@@ -452,7 +276,7 @@ async def test_refusals_come_in_the_table_s_order_and_take_nothing(db: asyncpg.P
     token = (await session(db, key, origins=[PAGE]))._replace(origin="https://evil")
     await accounts.limit_tokens(db, "w", 0)
     await db.execute("update state.keys set rate_us = (extract(epoch from now()) + 90) * 1000000, revoked_at = now()")
-    await end(db)
+    await end_sessions(db)
     later = "update state.sessions set expires_at = clock_timestamp() + interval '1 hour'"
     repairs = [
         ("session_expired", later),
@@ -496,3 +320,63 @@ async def test_what_an_operator_sets(db: asyncpg.Pool) -> None:
         with pytest.raises(AccountRefused, match="--tokens-month must be"):
             await accounts.limit_tokens(db, "w", wrong)
     assert (await accounts.show_wallet(db, "w")).tokens_month_max is None
+
+
+# The books' side
+
+
+async def test_the_projection_counts_the_tokens_of_wallets_with_a_limit(db: asyncpg.Pool) -> None:
+    """Once, in whatever slices its records come, and however often an end is said."""
+    limited = wallet_in(0, P)
+    key = await add_key(db, await add_wallet(db, limited))
+    await accounts.limit_tokens(db, limited, 10**6)
+    await db.execute(
+        "insert into derived.offsets (topic, partition, next) select $1, g, 0 from generate_series(0, $2 - 1) g",
+        topics.LEDGER,
+        P,
+    )
+    now_ms = int(time.time() * 1000)
+    ids = [new_id(now_ms) for _ in range(6)]
+    for one in ids[:5]:
+        assert await outcome(db, key, request_id=one) == "ok"
+    many: list[Any] = [accepted(one, limited, at_ms=now_ms, key_id=key.key_id) for one in ids]
+    many += [usage(one, n + 1, limited, at_ms=now_ms) for n, one in enumerate(ids[:4])]
+    many += [failed(ids[4], limited), usage(ids[5], 50, limited, at_ms=now_ms), usage(ids[0], 99, limited)]
+    read = records(0, many)
+    projection = Projection(db, P)
+    for end in (7, 9, 8, len(many)):  # from the first one each time
+        await projection.apply(0, read[:end])
+    tokens = (await Admission(db).month_tokens(limited))[1]
+    prompts = await db.fetchval("select sum(prompt_tokens) from derived.requests where status = 'charged'")
+    assert tokens == 1 + 2 + 3 + 4 + 50 + prompts
+    # The last one's admission was forgotten in a crash: it counts when admission is opened (C7).
+    assert await used(db) == {limited: tokens - 57}
+    await db.fetchval("select state.open_admission(state.server_id())")
+    assert await used(db) == {limited: tokens}
+
+
+async def test_a_rebuild_counts_the_month_s_tokens_anew(ledger_log: str, db: asyncpg.Pool, books_url: str) -> None:
+    wallet = wallet_in(0, P)
+    key = await add_key(db, await add_wallet(db, wallet))
+    await accounts.limit_tokens(db, wallet, 10**6)
+    now_ms = int(time.time() * 1000)
+    one = new_id(now_ms)
+    assert await outcome(db, key, request_id=one) == "ok"
+    many = [credited(wallet, 10**12), accepted(one, wallet, at_ms=now_ms), usage(one, 7, wallet, at_ms=now_ms)]
+    await append_all(ledger_log, many)
+    places = await start_offsets(db, ledger_log, P, list(range(P)))
+    async with LedgerReader(ledger_log, P, client_id="test") as reader:
+        async for part in reader.read(places, await reader.ends()):
+            await Projection(db, P).apply(part[0].partition, part)
+    true = await used(db)
+    assert true[wallet] > 7
+    # The books are damaged, and the count agrees with them.
+    await db.execute("update derived.requests set completion_tokens = 900")
+    await accounts.limit_tokens(db, wallet, 10**6)
+    assert (await used(db))[wallet] > 900
+    quiet = rebuild.Progress(lambda _: None, lambda _: None, lambda _: None)
+    settings = Settings(ledger_log, books_url, P)
+    result = await rebuild.rebuild(settings, None, rebuild.Options(accept_differences=True), quiet)
+    assert result.swapped
+    assert await used(db) == true
+    assert (await Admission(db).month_tokens(wallet))[1] == true[wallet]
