@@ -362,7 +362,7 @@ async def test_a_rebuild_counts_the_month_s_tokens_anew(ledger_log: str, db: asy
     now_ms = int(time.time() * 1000)
     one = new_id(now_ms)
     assert await outcome(db, key, request_id=one) == "ok"
-    many = [credited(wallet, 10**12), accepted(one, wallet, at_ms=now_ms), usage(one, 7, wallet, at_ms=now_ms)]
+    many = [credited(wallet, at_ms=now_ms), accepted(one, wallet, at_ms=now_ms), usage(one, 7, wallet, at_ms=now_ms)]
     await append_all(ledger_log, many)
     places = await start_offsets(db, ledger_log, P, list(range(P)))
     async with LedgerReader(ledger_log, P, client_id="test") as reader:
