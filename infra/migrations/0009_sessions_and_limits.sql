@@ -271,17 +271,21 @@ begin
     return true;
 end $$;
 
--- The counts of all wallets with a limit anew, or that of one, from the books as they are. The caller has the locks.
-create function state.recount_tokens(a_wallet_id text default null) returns void
+-- Counts a wallet's month anew from the books as they are, where it has a limit. It reads all its requests of the
+-- month, and the wallet's next ones wait meanwhile.
+create function state.recount_tokens(a_wallet_id text) returns void
 language plpgsql as $$
 begin
-    update state.wallets w set (tokens_month, tokens_used) = (select * from state.month_tokens(w.wallet_id))
-        where w.tokens_month_max is not null and w.wallet_id = coalesce(a_wallet_id, w.wallet_id);
+    -- A statement of its own: the next one sees what whoever had the row has committed.
+    perform from state.wallets where wallet_id = a_wallet_id for no key update;
+    update state.wallets set (tokens_month, tokens_used) = (select * from state.month_tokens(a_wallet_id))
+        where wallet_id = a_wallet_id and tokens_month_max is not null;
 end $$;
 
 -- As in 0003, and where the wallet has a limit its requests' tokens are counted, in the month in which they ended. The
--- rows of derived.requests are there already. An end that comes again finds no admission, and one whose admission a
--- crash forgot is counted when admission is opened (C7): both only once.
+-- rows of derived.requests are there already. An end that comes again finds no admission and is not counted again. Nor
+-- is the end, booked before admission opens (C7), of a request whose admission a crash of the server forgot: to count
+-- months anew there could keep admission closed, and is not worth it.
 create or replace function state.release(a_request_ids uuid[], a_wallet_ids text[], a_charges_nano bigint[])
 returns void
 language plpgsql as $$
@@ -295,19 +299,25 @@ begin
         where a.request_id = any (a_request_ids)) order by wallet_id for no key update;
     perform from state.sandbox_days where (owner_id, day) in (select a.owner_id, a.cap_day from state.admissions a
         where a.request_id = any (a_request_ids)) order by owner_id, day for no key update;
-    if exists (select from state.wallets w where w.tokens_month_max is not null and w.wallet_id = any (a_wallet_ids))
-    then
-        -- An ingress whose clock is ahead does not begin a month, and a late end does not go back to one.
+    if exists (select from state.wallets w where w.tokens_month_max is not null) then
+        -- An ingress whose clock is ahead does not begin a month, and a late end does not go back to one. Whose a
+        -- request is and how it ended stand in the sum and not in the join: else the planner may take the index on
+        -- them, and not that on its id, and read the wallet's whole month for each request.
         for n in
-            select r.wallet_id,
+            with limited as materialized (
+                select e.request_id, e.wallet_id
+                from unnest(a_request_ids, a_wallet_ids) as e (request_id, wallet_id)
+                join state.wallets w on w.wallet_id = e.wallet_id where w.tokens_month_max is not null
+            )
+            select l.wallet_id,
                    least(this_month, date_trunc('month', to_timestamp(r.ended_ms / 1000.0) at time zone 'UTC')::date)
                        as month,
-                   sum(r.prompt_tokens + case when m.kind = 'embedding' then 0 else r.completion_tokens end) as tokens
-            from unnest(a_request_ids, a_wallet_ids) as e (request_id, wallet_id)
-            join state.admissions a on a.request_id = e.request_id and a.wallet_id = e.wallet_id
-            join state.wallets w on w.wallet_id = e.wallet_id and w.tokens_month_max is not null
-            join derived.requests r on r.request_id = e.request_id and r.wallet_id = e.wallet_id
-                and r.status = 'charged'
+                   sum(case when r.wallet_id <> l.wallet_id or r.status <> 'charged' then 0 else r.prompt_tokens end
+                       + case when r.wallet_id <> l.wallet_id or r.status <> 'charged' or m.kind = 'embedding' then 0
+                              else r.completion_tokens end) as tokens
+            from limited l
+            join state.admissions a on a.request_id = l.request_id and a.wallet_id = l.wallet_id
+            join derived.requests r on r.request_id = l.request_id
             left join state.models m on m.model = r.model
             group by 1, 2 order by 1, 2
         loop
@@ -335,20 +345,4 @@ begin
     from (select owner_id, cap_day, sum(hold_nano_usd - kept_nano_usd)::bigint as unused from gone
           where cap_day is not null group by owner_id, cap_day) g
     where d.owner_id = g.owner_id and d.day = g.cap_day;
-end $$;
-
--- As in 0008, and the month's tokens are counted anew too.
-create or replace function state.open_admission(a_server_id text) returns int
-language plpgsql as $$
-declare
-    restored int;
-begin
-    if state.server_id() <> a_server_id then
-        return null;
-    end if;
-    restored := state.make_admissions_right();
-    perform state.recount_tokens();
-    insert into state.readiness (server_id) values (a_server_id)
-        on conflict (only_row) do update set server_id = excluded.server_id;
-    return restored;
 end $$;
