@@ -26,13 +26,17 @@ from ingress.dialects.openai_responses import ResponsesRequest
 from ingress.dialects.shadow import InferenceRequest
 from ingress.dialects.shreyansh import ShreyanshRequest
 from ingress.placing import AUTO
+from ingress.sessions import SessionRequest
 from schemas.errors import TABLE, ApiError, Surface
 
 _REF = "#/components/schemas/"
 
 
 class Call(NamedTuple):
-    """A POST call: where, what it is, the form of its body, an example of it and of its answer, how errors are told."""
+    """A POST call: where, what it is, the form of its body, an example of it and of its answer, how errors are told.
+
+    `tokens` is whether it asks for some: else nothing is streamed, and no node serves it.
+    """
 
     path: str
     summary: str
@@ -41,6 +45,7 @@ class Call(NamedTuple):
     example: dict[str, Any]
     answer: dict[str, Any]
     surface: Surface = "v1"
+    tokens: bool = True
 
 
 _HEADERS_TEXT = (
@@ -147,6 +152,25 @@ CALLS: list[Call] = [
         },
         "inference",
     ),
+    Call(
+        "/v1/sessions",
+        "Open a session",
+        "With a key that a server holds: a short-lived token that a browser may hold, in place of a key. It uses the "
+        "key's wallet, limits and models, or fewer of those; with `origins` only their pages may send it. It opens no "
+        "sessions and does not read usage, and ends with its key. All fields may be left out, the body too.",
+        SessionRequest,
+        {"expires_in": 600, "models": ["shark-llama-3.3-70b"], "origins": ["https://app.example.com"]},
+        {
+            "id": "ses_000000000000",
+            "object": "session",
+            "token": "shvr_ses_...",
+            "created_at": 1795000000,
+            "expires_at": 1795000600,
+            "models": ["shark-llama-3.3-70b"],
+            "origins": ["https://app.example.com"],
+        },
+        tokens=False,
+    ),
 ]
 
 _ERROR = {
@@ -191,7 +215,7 @@ _REFUSALS = {
     "422": "Malformed: the form, a range, an unknown model, a prompt that is too long",
     "502": "Every node that was tried failed",
     "402": "The wallet's balance or the sandbox's daily cap does not cover it",
-    "403": "The key may not use this model",
+    "403": "The key, or the session, may not do this or use this model",
     "409": "The key has its greatest number of requests open",
     "413": "The body is larger than 1 MiB",
     "429": "Too much of something: Retry-After says how long to wait",
@@ -205,7 +229,8 @@ def describe(app: FastAPI, offers: Offers | None = None) -> dict[str, Any]:
     document = get_openapi(
         title="Shiver",
         version="1",
-        description="OpenAI-compatible calls, paid by the token. The key: `Authorization: Bearer` or `X-API-Key`.",
+        description="OpenAI-compatible calls, paid by the token. The key, or a session's: `Authorization: Bearer` or "
+        "`X-API-Key`.",
         routes=app.routes,
     )
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
@@ -219,7 +244,10 @@ def describe(app: FastAPI, offers: Offers | None = None) -> dict[str, Any]:
     _, made = models_json_schema(wanted, ref_template=_REF + "{model}")
     schemas.update(made["$defs"])
     for call in CALLS:
-        if offers is not None:
+        if offers is not None and call.form is SessionRequest:
+            own = schemas[call.form.__name__]["properties"]["models"]["anyOf"][0]
+            own["items"] = {"type": "string", "enum": [*offers.models, *offers.aliases]}
+        elif offers is not None:
             kind = "embedding" if call.form is EmbeddingRequest else "chat"
             own = schemas[call.form.__name__]["properties"]
             own["model"] = {"type": "string", "enum": [AUTO, *_names(offers, kind)]}
@@ -240,18 +268,22 @@ def _operation(call: Call) -> dict[str, Any]:
         "x-shiver-cost": "What was charged, as in `0.0123 SHIVER`; of a stream it stands in the last chunk",
         "x-shiver-ignored": "Parameters that had no effect",
     }
+    if not call.tokens:
+        told = {name: text for name, text in told.items() if name == "x-shiver-request-id"}
     answers: dict[str, Any] = {
         "200": {
             "description": "The answer",
             "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in told.items()},
             "content": {
                 "application/json": {"schema": {"type": "object"}, "example": call.answer},
-                "text/event-stream": {},
+                **({"text/event-stream": {}} if call.tokens else {}),
             },
         }
     }
     name = _ERRORS[call.surface][0]
     for status in sorted({str(row.status_on(call.surface)) for row in TABLE.values()} & _REFUSALS.keys()):
+        if not call.tokens and status in ("402", "409"):  # it costs nothing and takes no slot
+            continue
         if status != "404" or call.surface == "v3":  # elsewhere it is only an unknown path's
             content = {"application/json": {"schema": {"$ref": _REF + name}}}
             answers[status] = {"description": _REFUSALS[status], "content": content}
@@ -261,7 +293,7 @@ def _operation(call: Call) -> dict[str, Any]:
         "description": call.description,
         "operationId": "post" + call.path.replace("/", "_"),
         "security": [{"bearer": []}, {"x-api-key": []}],
-        "requestBody": {"required": True, "content": {"application/json": body}},
+        "requestBody": {"required": call.tokens, "content": {"application/json": body}},
         "responses": answers,
     }
 

@@ -212,8 +212,18 @@ class _Rebuild:
                     continue
             if result.swapped and not self._options.keep_old:
                 await self._db.execute(f"drop schema {OLD} cascade")
+            if result.swapped and result.differences.count:
+                await self._recount()
             return result
         raise RebuildFailed(f"no swap in {ATTEMPTS_MAX} attempts; the last: {last}")
+
+    async def _recount(self) -> None:
+        """Tokens of the month that the other books gave. Not in the swap: it takes as long as those months are large.
+
+        Where we die in it, counts stay as they were; `shrk wallet limit` counts too.
+        """
+        for row in await self._db.fetch("select wallet_id from state.wallets where tokens_month_max is not null"):
+            await self._db.execute("select state.recount_tokens($1)", row["wallet_id"])
 
     async def _catch_up(self) -> None:
         """Fold until the live books are near. Nobody waits for this."""

@@ -144,7 +144,7 @@ async def test_schemathesis_with_all_checks(target: Target, tmp_path: Path) -> N
     keys = [f"Authorization: Bearer {target.key}", f"X-API-Key: {target.key}"]
     headers = [part for key in keys for part in ("-H", key)]
     options = ["--checks", "all", "--max-examples", "25", "--phases", "examples,coverage,fuzzing", "--seed", "7"]
-    only = ["--include-path-regex", "^/v1/(chat|completions|embeddings|responses)"]
+    only = ["--include-path-regex", "^/v1/(chat|completions|embeddings|responses|sessions)"]
     argv = [schemathesis, "run", f"{target.base_url}/openapi.json", *headers, *options, *only]
     env = {**target.env, "SCHEMATHESIS_HOOKS": "hooks"}
     await asyncio.to_thread(suites_kit.call, argv, env, tmp_path)

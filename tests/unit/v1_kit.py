@@ -44,6 +44,7 @@ class ScriptedRequest:
         self.delivered_tokens = 0
         self.ended: list[tuple[How, int]] = []
         self.hang = False
+        self.counted = True
         self._pieces = deque(pieces(chat))
         self._gone = asyncio.Event()
 
@@ -145,15 +146,16 @@ class ScriptedCore:
     async def _offers(self) -> Offers:
         return self.offers
 
-    async def _check_key(self, key: Any) -> None: ...
+    async def _check_key(self, key: Any, *, session_may: bool = True) -> None: ...
 
     async def wish(self, chat: Chat) -> None:
         self.offers.find(chat.model)
 
-    async def open(self, request_id: str, key: Any, chat: Chat) -> ScriptedRequest:
+    async def open(self, request_id: str, key: Any, chat: Chat, *, counted: bool = True) -> ScriptedRequest:
         if self.refuse is not None:
             raise self.refuse
         request = ScriptedRequest(request_id, chat)
+        request.counted = counted
         request.hang = self.hang
         self.requests.append(request)
         return request
