@@ -17,6 +17,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from ingress import placing
 from ingress.app import create_app
 from ingress.catalog import Model, Offers
 from ingress.chat import Chat, Piece
@@ -131,7 +132,7 @@ class ScriptedCore:
         self.dispatcher: Any = self
         self.placer: Any = self
         self.catalog: Any = SimpleNamespace(offers=self._offers)
-        self.admission: Any = SimpleNamespace(check_key=self._check_key)
+        self.admission: Any = SimpleNamespace(check_key=self._check_key, month_tokens=self._month_tokens)
         self.router: Any = SimpleNamespace(context_tokens=lambda name: 1024, living=lambda name=None: [1])
         self.egress: Any = None
 
@@ -145,10 +146,17 @@ class ScriptedCore:
     async def _offers(self) -> Offers:
         return self.offers
 
-    async def _check_key(self, key: Any) -> None: ...
+    async def _check_key(self, key: Any) -> SimpleNamespace:
+        return SimpleNamespace(wallet_id="w", owner_id="demo")
+
+    async def _month_tokens(self, wallet_id: str) -> tuple[str, int]:
+        return "2026-11", 7
 
     async def wish(self, chat: Chat) -> None:
-        self.offers.find(chat.model)
+        placing.wish(chat, self.offers)
+
+    async def trace(self, chat: Chat) -> str:
+        return "nodes online 1"
 
     async def open(self, request_id: str, key: Any, chat: Chat) -> ScriptedRequest:
         if self.refuse is not None:
