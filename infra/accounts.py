@@ -35,6 +35,8 @@ OPEN_MAX: dict[Tier, int] = {"dev": 10, "pro": 200, "ent": 1000}
 """Open requests that a key of a tier may have, unless it is made with another number."""
 
 _TIMEOUT_S = 10
+_RPM = "--rpm must be 1 to 60000, or none"
+_NO_KEY = "no such key: give the key, or its id as `shrk keys list` shows it"
 
 Append = Callable[[WalletCredited | AdjustmentPosted | SandboxFunded | ProviderRegistered], Awaitable[object]]
 """Appends an event to the ledger log and returns when it is acknowledged."""
@@ -52,12 +54,13 @@ class KeyRow:
     open_requests: int
     created_at: datetime
     revoked_at: datetime | None
+    rpm: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class WalletView:
     """A wallet and what is in it, in nano units of `asset`: `balance_nano` as the projection has it, `held_nano` of it
-    reserved for open requests."""
+    reserved for open requests. `tokens_month` are those booked in this UTC month, `tokens_month_max` their limit."""
 
     wallet_id: str
     owner_id: str
@@ -65,6 +68,8 @@ class WalletView:
     balance_nano: int
     held_nano: int
     keys: int
+    tokens_month: int
+    tokens_month_max: int | None
 
 
 @asynccontextmanager
@@ -123,10 +128,12 @@ async def create_key(
     name: str = "",
     open_max: int | None = None,
     models: list[str] | None = None,
+    rpm: int | None = None,
 ) -> str:
-    """A new key on the wallet, in clear: it cannot be had again. It may use `models` (by their own names), or all.
+    """A new key on the wallet, in clear: it cannot be had again. It may use `models` (by their own names), or all, and
+    send `rpm` requests a minute, or any number.
 
-    Raises AccountRefused if there is no such wallet or model.
+    Raises AccountRefused if there is no such wallet or model, or for a number out of range.
     """
     import asyncpg
 
@@ -139,8 +146,8 @@ async def create_key(
             raise AccountRefused(f"no model {min(unknown)}; `shrk models list` shows them")
     try:
         await db.execute(
-            "insert into state.keys (key_id, sha256, wallet_id, tier, name, open_max, models) "
-            "values ($1, $2, $3, $4, $5, $6, $7)",
+            "insert into state.keys (key_id, sha256, wallet_id, tier, name, open_max, models, rpm) "
+            "values ($1, $2, $3, $4, $5, $6, $7, $8)",
             key.key_id,
             key.sha256,
             wallet_id,
@@ -148,18 +155,20 @@ async def create_key(
             name,
             OPEN_MAX[tier] if open_max is None else open_max,
             models,
+            rpm,
         )
     except asyncpg.ForeignKeyViolationError as error:
         raise AccountRefused(f"no wallet {wallet_id}; make it with `shrk wallet create {wallet_id}`") from error
-    except asyncpg.CheckViolationError as error:
-        raise AccountRefused("--open-max must be 0 to 100000") from error
+    except (asyncpg.CheckViolationError, asyncpg.DataError) as error:
+        raise AccountRefused(f"--open-max must be 0 to 100000, {_RPM}") from error
     return text
 
 
 async def list_keys(db: Any, wallet_id: str | None = None) -> list[KeyRow]:
     """Every key, or those of a wallet, oldest first."""
     rows = await db.fetch(
-        "select key_id, tier, wallet_id, name, open_max, open_requests, created_at, revoked_at from state.keys "
+        "select key_id, tier, wallet_id, name, open_max, open_requests, created_at, revoked_at, rpm "
+        "from state.keys "
         "where $1::text is null or wallet_id = $1 order by created_at, key_id",
         wallet_id,
     )
@@ -168,16 +177,52 @@ async def list_keys(db: Any, wallet_id: str | None = None) -> list[KeyRow]:
 
 async def revoke_key(db: Any, key_or_id: str) -> str:
     """Revokes a key, given in clear or by its id, and returns the id. Raises AccountRefused if unknown or revoked."""
-    key = parse(key_or_id)
-    key_id = key.key_id if key else key_or_id
+    key_id = _key_id(key_or_id)
     state = await db.fetchrow("select revoked_at from state.keys where key_id = $1", key_id)
     if state is None:
-        raise AccountRefused("no such key: give the key, or its id as `shrk keys list` shows it")
+        raise AccountRefused(_NO_KEY)
     if not await db.fetchval(
         "update state.keys set revoked_at = now() where key_id = $1 and revoked_at is null returning true", key_id
     ):
         raise AccountRefused(f"key {key_id} was revoked already, at {state['revoked_at']:%Y-%m-%d %H:%M} UTC")
     return key_id
+
+
+async def limit_key(db: Any, key_or_id: str, rpm: int | None) -> str:
+    """Sets how many requests a minute a key may send, None for any number; returns its id. Holds from its next request.
+
+    Raises AccountRefused if there is no such key, or for a number out of range.
+    """
+    import asyncpg
+
+    key_id = _key_id(key_or_id)
+    try:
+        status = await db.execute("update state.keys set rpm = $2 where key_id = $1", key_id, rpm)
+    except (asyncpg.CheckViolationError, asyncpg.DataError) as error:
+        raise AccountRefused(_RPM) from error
+    if status.endswith(" 0"):
+        raise AccountRefused(_NO_KEY)
+    return key_id
+
+
+def _key_id(key_or_id: str) -> str:
+    key = parse(key_or_id)
+    return key.key_id if key else key_or_id
+
+
+async def limit_tokens(db: Any, wallet_id: str, tokens_month_max: int | None) -> None:
+    """Sets how many tokens a UTC month the wallet's requests may come to, None for any number. Holds from the next one.
+
+    Raises AccountRefused if there is no such wallet, or for a number out of range.
+    """
+    import asyncpg
+
+    try:
+        there = await db.fetchval("select state.limit_tokens($1, $2)", wallet_id, tokens_month_max)
+    except (asyncpg.CheckViolationError, asyncpg.DataError) as error:
+        raise AccountRefused("--tokens-month must be 0 or more, or none") from error
+    if not there:
+        raise AccountRefused(f"no wallet {wallet_id}")
 
 
 async def key_is_good(db: Any, text: str) -> bool:
@@ -196,7 +241,8 @@ async def show_wallet(db: Any, wallet_id: str) -> WalletView:
                coalesce((select sum(a.balance_nano) from derived.accounts a
                          where a.account = 'wallet:' || w.wallet_id and a.asset = w.asset), 0) as balance_nano,
                w.held_nano,
-               (select count(*) from state.keys k where k.wallet_id = w.wallet_id and k.revoked_at is null) as keys
+               (select count(*) from state.keys k where k.wallet_id = w.wallet_id and k.revoked_at is null) as keys,
+               (select m.tokens from state.month_tokens(w.wallet_id) m) as tokens_month, w.tokens_month_max
         from state.wallets w where w.wallet_id = $1
         """,
         wallet_id,

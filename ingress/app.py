@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ingress import openapi, routes, surfaces
+from ingress import cors, openapi, routes, sessions, surfaces
 from ingress.bootstrap import Ingress
 from ingress.chat import Dialect
 from ingress.dialects import openai as openai_chat
@@ -44,7 +44,8 @@ def create_app(ingress: Ingress) -> FastAPI:
         await ingress.stop()
 
     app = FastAPI(title="Shiver", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_middleware(RequestIds)
+    app.add_middleware(cors.Cors)
+    app.add_middleware(RequestIds)  # the outermost: a preflight has an id too
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_any_error)
@@ -53,6 +54,7 @@ def create_app(ingress: Ingress) -> FastAPI:
         app.add_route(path, endpoint(ingress, dialect), methods=["POST"])
 
     routes.add(app, ingress)
+    sessions.add(app, ingress)
 
     @app.get("/healthz")
     async def healthz() -> Response:
@@ -111,4 +113,6 @@ async def _on_any_error(request: Request, error: Exception) -> Response:
     log.error("request %s failed: %s", request.state.request_id, type(error).__name__, exc_info=error)
     response = await _on_api_error(request, ApiError("internal_error"))
     response.headers["x-shiver-request-id"] = request.state.request_id  # this handler stands outside RequestIds
+    if request.url.path.startswith(cors.PATHS):  # and outside Cors
+        response.headers.update({name.decode(): value.decode() for name, value in cors.HEADERS})
     return response

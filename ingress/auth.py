@@ -1,4 +1,5 @@
-"""The key in a request's headers. Whether it is a living key is for admission, in its one round trip."""
+"""The key, or the token of a session, in a request's headers. Whether it lives is for admission, in its one round
+trip."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from schemas.errors import ApiError
 
 
 def key_of(headers: Headers) -> keys.ApiKey:
-    """The well-formed key in Authorization: Bearer or X-API-Key.
+    """The well-formed key or token in Authorization: Bearer or X-API-Key.
 
     Raises ApiError: missing_api_key, conflicting_api_keys, or invalid_api_key for what cannot be one of ours.
     """
@@ -19,7 +20,7 @@ def key_of(headers: Headers) -> keys.ApiKey:
     key = keys.parse(text)
     if key is None:
         raise ApiError("invalid_api_key")
-    return key
+    return key._replace(origin=headers.get("origin")) if key.is_session else key
 
 
 def given(headers: Headers) -> str | None:

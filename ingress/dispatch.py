@@ -76,13 +76,16 @@ class Dispatcher:
         self.mailer = mailer
         self.background: set[asyncio.Task[Any]] = set()
 
-    async def open(self, request_id: str, key: ApiKey, chat: Chat) -> Request:
-        """Start a request. Raises ApiError, and then holds nothing (or has left its end to the log)."""
+    async def open(self, request_id: str, key: ApiKey, chat: Chat, *, counted: bool = True) -> Request:
+        """Start a request. Raises ApiError, and then holds nothing (or has left its end to the log).
+
+        What is not `counted` is a further part of what the client sent once.
+        """
         wish = await self.placer.wish(chat)
         if not self.writer.healthy:
-            await self.placer.would_admit(request_id, key, chat, wish)
+            await self.placer.would_admit(request_id, key, chat, wish, counted=counted)
             raise ApiError("ledger_unavailable")
-        place = await self.placer.place(request_id, key, chat, wish)
+        place = await self.placer.place(request_id, key, chat, wish, counted=counted)
         lane: Lane | None = None
         try:
             lane = await self.lanes.lease(LANE_WAIT_S)
@@ -92,7 +95,7 @@ class Dispatcher:
             holds_nano = self.placer.holds_nano(chat, models, place)
             names = (place.model.name, *(model.name for model in models if model != place.model))
             node_id = place.node.beat.node_id
-            ask = Ask(request_id, key, holds_nano, self.boot_id, node_id, names, lane.topic, lane.first_offset)
+            ask = Ask(request_id, key, holds_nano, self.boot_id, node_id, names, lane.topic, lane.first_offset, counted)
             request = Request(self, ask, chat, wish, place, lane, await self.admission.admit(ask))
         except BaseException:
             if lane is not None:

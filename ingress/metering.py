@@ -78,7 +78,7 @@ class Meter:
     """Counts one request's delivered tokens and writes its last event."""
 
     def __init__(self, ask: Ask, admitted: Admitted, price: ModelPrice, node: NodeHeartbeat) -> None:
-        self.key_id = ask.key.key_id
+        self.key_id = admitted.key_id
         self.hold_nano = admitted.hold_nano
         self.price = price
         self.delivered = 0

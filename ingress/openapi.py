@@ -25,11 +25,12 @@ from ingress.dialects.rules import given, having, when
 from ingress.dialects.shadow import InferenceRequest
 from ingress.dialects.shreyansh import ShreyanshRequest
 from ingress.openapi_answers import ANSWERS, CHUNKS, REF, events
-from ingress.openapi_errors import ERRORS, REQUEST_ID, of_tokens, refusals
+from ingress.openapi_errors import ERRORS, REQUEST_ID, SESSION, of_tokens, refusals
 from ingress.openapi_examples import CHAT_ANSWER, CHAT_STREAM, EXAMPLES, HELLO, IMAGE, RESPONSE, USAGE
 from ingress.openapi_page import page
 from ingress.openapi_reads import READS
 from ingress.placing import AUTO
+from ingress.sessions import SessionRequest
 from schemas.errors import ApiError, Surface
 
 #: The parts of the document, in their order on the page.
@@ -51,7 +52,8 @@ class Call(NamedTuple):
     """A POST call: where, what it is, the form of its body, an example of it and of its answer, how errors are told.
 
     `schema` names the answer's own in `openapi_answers`; `stream` is an example of the answer as events, empty where
-    there are none, `chunk` names the schema of what an event holds; `tag` is a key of TAGS.
+    there are none, `chunk` names the schema of what an event holds;
+    `tokens` is whether it asks for some: else no node serves it, and it costs nothing; `tag` is a key of TAGS.
     """
 
     path: str
@@ -64,6 +66,7 @@ class Call(NamedTuple):
     schema: str = ""
     stream: str = ""
     chunk: str = ""
+    tokens: bool = True
     tag: str = "OpenAI"
 
 
@@ -184,6 +187,27 @@ CALLS: list[Call] = [
         chunk="InferenceEvent",
         tag="/v1/inference",
     ),
+    Call(
+        "/v1/sessions",
+        "Open a session",
+        "With a key that a server holds: a short-lived token that a browser may hold, in place of a key. It uses the "
+        "key's wallet, limits and models, or fewer of those; with `origins` only their pages may send it. It opens no "
+        "sessions and does not read usage, and ends with its key. All fields may be left out, the body too.",
+        SessionRequest,
+        {"expires_in": 600, "models": ["shark-llama-3.3-70b"], "origins": ["https://app.example.com"]},
+        {
+            "id": "ses_000000000000",
+            "object": "session",
+            "token": "shvr_ses_...",
+            "created_at": 1795000000,
+            "expires_at": 1795000600,
+            "models": ["shark-llama-3.3-70b"],
+            "origins": ["https://app.example.com"],
+        },
+        schema="Session",
+        tokens=False,
+        tag="models",
+    ),
 ]
 
 _REFUSALS = {
@@ -193,7 +217,7 @@ _REFUSALS = {
     "422": "Malformed: the form, a range, an unknown model, a prompt that is too long",
     "502": "Every node that was tried failed",
     "402": "The wallet's balance or the sandbox's daily cap does not cover it",
-    "403": "The key may not use this model",
+    "403": "The key, or the session, may not do this or use this model",
     "409": "The key has its greatest number of requests open",
     "413": "The body is larger than 1 MiB",
     "429": "Too much of something: Retry-After says how long to wait",
@@ -225,8 +249,8 @@ def describe(offers: Offers | None = None) -> dict[str, Any]:
         "info": {
             "title": "Shiver",
             "version": "1",
-            "description": "OpenAI-compatible calls, paid by the token. The key: `Authorization: Bearer` or "
-            "`X-API-Key`.",
+            "description": "OpenAI-compatible calls, paid by the token. The key, or a session's: `Authorization: "
+            "Bearer` or `X-API-Key`.",
         },
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
@@ -242,6 +266,10 @@ def describe(offers: Offers | None = None) -> dict[str, Any]:
 
 def _name_models(form: type[BaseModel], schema: dict[str, Any], offers: Offers) -> None:
     """The models of the right kind; where an image is shown, those that take one."""
+    if form is SessionRequest:
+        names = schema["properties"]["models"]["anyOf"][0]
+        names["items"] = {"type": "string", "enum": [*offers.models, *offers.aliases]}
+        return
     kind = "embedding" if form is EmbeddingRequest else "chat"
     models = [model for model in offers.models.values() if model.kind == kind]
     own = schema["properties"]["model"]
@@ -274,6 +302,8 @@ def _operation(call: Call, form: dict[str, Any], *, seeing: bool) -> dict[str, A
         "x-shiver-ignored": "Parameters that had no effect",
         "x-shiver-route": "Which nodes each constraint excludes now, where `x-shiver-trace` was sent",
     }
+    if not call.tokens:
+        told = {}
     content: dict[str, Any] = {
         "application/json": {
             "schema": {"$ref": REF + call.schema} if call.schema else {"type": "object"},
@@ -284,16 +314,16 @@ def _operation(call: Call, form: dict[str, Any], *, seeing: bool) -> dict[str, A
         content["text/event-stream"] = {"schema": _events(call), "example": call.stream}
     headers: dict[str, Any] = {name: {"description": text, "schema": {"type": "string"}} for name, text in told.items()}
     headers["x-shiver-request-id"] = REQUEST_ID
-    codes = of_tokens(rich=call.form in SHOWN)
+    codes = of_tokens(rich=call.form in SHOWN) if call.tokens else SESSION
     return {
         "tags": [call.tag],
         "summary": call.summary,
         "description": call.description,
         "operationId": "post" + call.path.replace("/", "_"),
         "security": [{"bearer": []}, {"x-api-key": []}],
-        "parameters": openapi_words.HEADERS,
+        "parameters": openapi_words.HEADERS if call.tokens else [],
         "requestBody": {
-            "required": True,
+            "required": call.tokens,
             "content": {
                 "application/json": {
                     "schema": {"$ref": REF + call.form.__name__},
@@ -318,6 +348,9 @@ def _events(call: Call) -> dict[str, Any]:
 
 def _on_offer(example: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
     """The example, of a model that may be asked for now."""
+    if "models" in example:
+        known = form["properties"]["models"]["anyOf"][0]["items"].get("enum", example["models"])
+        return {**example, "models": [*{*example["models"]} & {*known}] or known[:1]}
     own = form["properties"]["model"]
     asked = example.get("model", own.get("default"))
     return example if "enum" not in own or asked in own["enum"] else {**example, "model": own["enum"][-1]}

@@ -231,6 +231,17 @@ ANSWERS: dict[str, Schema] = {
     ),
     "Model": _object(_MODEL, {"alias_of": {"type": "string", "description": "The model's own name"}}),
     "Models": _object({"object": {"const": "list"}, "data": _list(_ref("Model"))}),
+    "Session": _object(
+        {
+            "id": {"type": "string", "pattern": "^ses_"},
+            "object": {"const": "session"},
+            "token": {"type": "string", "pattern": "^shvr_ses_"},
+            "created_at": _COUNT,
+            "expires_at": _COUNT,
+            "models": {"type": ["array", "null"], "items": _TEXT},
+            "origins": {"type": ["array", "null"], "items": _TEXT},
+        }
+    ),
     "MonthlyUsage": _object(
         {
             "customer_id": _TEXT,

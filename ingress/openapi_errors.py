@@ -72,8 +72,29 @@ _RETRY_AFTER = {
 
 #: What any operation can come to, and what any that takes a key can.
 OURS = ("internal_error",)
-KEYED = ("missing_api_key", "conflicting_api_keys", "invalid_api_key", "revoked_api_key", "database_unavailable")
-_PATHS = ("not_found", "method_not_allowed", "models_read_only")
+KEYED = (
+    "missing_api_key",
+    "conflicting_api_keys",
+    "invalid_api_key",
+    "revoked_api_key",
+    "session_expired",
+    "origin_not_allowed",
+    "database_unavailable",
+)
+#: What opening a session can be refused with.
+SESSION = (
+    "request_too_large",
+    *KEYED,
+    "session_not_allowed",
+    "invalid_json",
+    "invalid_request",
+    "model_not_found",
+    "model_not_allowed",
+    "session_cap",
+    "catching_up",
+    *OURS,
+)
+_PATHS = ("not_found", "method_not_allowed", "models_read_only", "session_not_allowed", "session_cap")
 _RICH = ("invalid_schema", "invalid_image", "invalid_image_url")
 
 

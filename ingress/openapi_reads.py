@@ -102,7 +102,7 @@ READS: list[Read] = [
             "total_tokens": 1234,
             "message": "Usage is eventually consistent.",
         },
-        (*KEYED, *OURS),
+        (*KEYED, "session_not_allowed", *OURS),
         keyed=True,
         surface="inference",
     ),

@@ -39,20 +39,21 @@ class Placer:
         """Which nodes its wish leaves now, in words. Raises as `wish`."""
         return (await self.wish(chat)).trace(self._router.living())
 
-    async def place(self, request_id: str, key: ApiKey, chat: Chat, wish: Wish) -> Place:
+    async def place(self, request_id: str, key: ApiKey, chat: Chat, wish: Wish, *, counted: bool) -> Place:
         place = self._router.reserve(wish)
         if place is None:
             # Whoever would be refused anyway is told so at once, and does not stand in the queue.
-            await self.would_admit(request_id, key, chat, wish)
+            await self.would_admit(request_id, key, chat, wish, counted=counted)
             place = await self._router.wait(wish, NODE_WAIT_S)
         if place is None:
             raise self._nobody(wish)
         return place
 
-    async def would_admit(self, request_id: str, key: ApiKey, chat: Chat, wish: Wish) -> None:
+    async def would_admit(self, request_id: str, key: ApiKey, chat: Chat, wish: Wish, *, counted: bool) -> None:
         """Raises ApiError where a request of this key would be refused whatever node took it."""
         models = wish.priced(wish.first)
-        ask = Ask(request_id, key, self.holds_nano(chat, models), self._owner, "", tuple(m.name for m in models), "", 0)
+        names = tuple(model.name for model in models)
+        ask = Ask(request_id, key, self.holds_nano(chat, models), self._owner, "", names, "", 0, counted)
         await self._admission.admit(ask, dry_run=True)
 
     def holds_nano(self, chat: Chat, models: tuple[Model, ...], place: Place | None = None) -> dict[Asset, int]:

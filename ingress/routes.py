@@ -69,7 +69,7 @@ def _add_shadow(app: FastAPI, ingress: Ingress) -> None:
     @app.get("/v1/usage")
     async def usage(request: Request) -> Response:
         """What the key's wallet used in this UTC month, as far as the projection has read."""
-        holder = await ingress.admission.check_key(key_of(request.headers))
+        holder = await ingress.admission.check_key(key_of(request.headers), session_may=False)
         month, tokens = await ingress.admission.month_tokens(holder.wallet_id)
         return _json(shadow.usage(holder.owner_id, month, tokens))
 

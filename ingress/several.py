@@ -1,8 +1,9 @@
 """Completions of several prompts: one request of the core for each, one after the other, answered as one.
 
-Each has its own hold, its own entry in the log and its own node. The first is opened before the status goes out, so
-that a refusal is a true status; what is delivered of the others is paid as far as it went, like any stream. A node's
-slot is given back as soon as its prompt is done, or a caller's own prompts would wait for each other.
+Each has its own hold, its own entry in the log and its own node; a limit of requests a minute counts the first alone.
+That one is opened before the status goes out, so that a refusal is a true status; what is delivered of the others is
+paid as far as it went, like any stream. A node's slot is given back as soon as its prompt is done, or a caller's own
+prompts would wait for each other.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Several:
             return piece
         request.free_node()
         try:
-            opened = await self._dispatcher.open(new_request_id(), self._key, _one(self.chat, index + 1))
+            opened = await self._dispatcher.open(new_request_id(), self._key, _one(self.chat, index + 1), counted=False)
         except ApiError as error:
             raise JobRejected(error) from None
         self._parts.append(_Part(opened, None))

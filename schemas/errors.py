@@ -44,6 +44,9 @@ TABLE: dict[str, ErrorRow] = {
     "conflicting_api_keys": ErrorRow(400, _FORM, "Authorization and X-API-Key hold two different keys: send one."),
     "invalid_api_key": ErrorRow(401, _KEY, "This API key is not known."),
     "revoked_api_key": ErrorRow(401, _KEY, "This API key was revoked."),
+    "session_expired": ErrorRow(401, _KEY, "This session is over, or was never opened: POST /v1/sessions opens one."),
+    "session_not_allowed": ErrorRow(403, _BARRED, "A session may not do this: it takes the API key itself."),
+    "origin_not_allowed": ErrorRow(403, _BARRED, "This session is not for the page that sent it."),
     "not_found": ErrorRow(404, _FORM, "No such path."),
     "method_not_allowed": ErrorRow(405, _FORM, "This path does not take that method."),
     "invalid_json": ErrorRow(400, _FORM, "The body is not valid JSON.", inference=422),
@@ -61,6 +64,9 @@ TABLE: dict[str, ErrorRow] = {
     "models_read_only": ErrorRow(403, _BARRED, "Models are set by the operator; the API cannot remove one."),
     "rate_limit_exceeded": ErrorRow(429, _LIMIT, "Too many requests a minute.", retryable=True, retry_after_s=10),
     "monthly_tokens_exceeded": ErrorRow(429, _LIMIT, "The month's tokens are used up.", retryable=True),
+    "session_cap": ErrorRow(
+        429, _LIMIT, "This key has its greatest number of sessions.", retryable=True, retry_after_s=60
+    ),
     "open_request_cap": ErrorRow(
         409, _LIMIT, "This key has its greatest number of requests open.", retryable=True, retry_after_s=1, v3=429,
         inference=429,

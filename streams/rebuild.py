@@ -320,6 +320,7 @@ class _Rebuild:
             await db.execute(f"alter schema {LIVE} rename to {OLD}")
             await db.execute(f"alter schema {NEXT} rename to {LIVE}")
             restored = await db.fetchval("select state.make_admissions_right()")
+            await db.execute("select state.recount_tokens()")
         return Result(True, found, self._records, restored)
 
 

@@ -1,4 +1,4 @@
-"""`shrk wallet`: create, show, credit and correct wallets."""
+"""`shrk wallet`: create, show, limit, credit and correct wallets."""
 
 import asyncio
 import getpass
@@ -7,6 +7,7 @@ import secrets
 import click
 
 from infra import accounts, addresses
+from infra.commands.limits import LIMIT
 from schemas.settings import Settings
 
 
@@ -49,8 +50,25 @@ def show(wallet_id: str) -> None:
         "held": accounts.format_amount(view.held_nano, view.asset),
         "available": accounts.format_amount(view.balance_nano - view.held_nano, view.asset),
         "keys": str(view.keys),
+        "tokens": f"{view.tokens_month} this UTC month, {_of(view.tokens_month_max)}",
     }
     click.echo("\n".join(f"{name:<11}{value}" for name, value in rows.items()))
+
+
+@wallet.command()
+@click.argument("wallet_id")
+@click.option("--tokens-month", type=LIMIT, required=True, help="Tokens a UTC month; `none` for any number.")
+def limit(wallet_id: str, tokens_month: int | str) -> None:
+    """Limit WALLET_ID, all its keys together. It is judged by what is booked, and holds from the next request."""
+    number = None if isinstance(tokens_month, str) else tokens_month
+
+    async def run() -> accounts.WalletView:
+        async with accounts.connected(addresses.find().database_url) as db:
+            await accounts.limit_tokens(db, wallet_id, number)
+            return await accounts.show_wallet(db, wallet_id)
+
+    view = asyncio.run(run())
+    click.echo(f"{wallet_id}: {view.tokens_month} tokens this UTC month, {_of(view.tokens_month_max)}")
 
 
 @wallet.command()
@@ -109,6 +127,10 @@ def adjust(wallet_id: str, amount: str, reason: str, ref: str | None, approver: 
         click.echo(f"shrk: the adjustment's reference is {reference}", err=True)
         raise
     click.echo(f"adjusted {wallet_id} by {amount} (reference {reference})")
+
+
+def _of(limit: int | None) -> str:
+    return "no limit" if limit is None else f"of {limit}"
 
 
 def _settings() -> Settings:

@@ -15,7 +15,7 @@ PROJECTION = "tests/integration/test_projection.py"
 ADMISSION = "tests/integration/test_admission_sql.py"
 REBUILD = "tests/integration/test_rebuild.py"
 EXPIRY = "tests/integration/test_expiry.py"
-ADMIT = "infra/migrations/0006_catalog.sql"
+ADMIT = "infra/migrations/0009_sessions_and_limits.sql"
 SETTLE = "infra/migrations/0003_admission.sql"
 
 
@@ -302,7 +302,7 @@ SERVED: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a wallet frees the hold of another",
-        SETTLE,
+        ADMIT,
         "where a.request_id = e.request_id and a.wallet_id = e.wallet_id",
         "where a.request_id = e.request_id",
         f"{ADMISSION}::test_release_skips_what_is_unknown_or_of_another_wallet",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.drill.mutants import PURE, SERVED, Mutant
+from tests.drill.mutants_limits import LIMITS
 from tests.drill.runner import DrillFailed, check_passes, copy_of_the_tree, drill
 
 
@@ -41,7 +42,7 @@ def test_a_test_that_is_not_there_fails_the_drill(tree: Path) -> None:
 
 
 def test_every_text_stands_once_and_every_name_once(tree: Path) -> None:
-    everything = (*PURE, *SERVED)
+    everything = (*PURE, *SERVED, *LIMITS)
     for mutant in everything:
         assert (tree / mutant.file).read_text().count(mutant.old) == 1, mutant
         assert mutant.old != mutant.new

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import secrets
 from typing import Any
 
 import asyncpg
+import pytest
 from ledger_kit import new_id
 
-from schemas import topics
+from ingress.admission import Admission, Ask
+from schemas import keys, topics
+from schemas.errors import ApiError
 from schemas.keys import ApiKey, Tier
 
 P = 4
@@ -64,18 +68,26 @@ async def add_to_balance(db: Any, wallet: str, amount_nano: int, asset: str = "S
 
 
 async def add_key(
-    db: Any, wallet: str, tier: Tier = "pro", open_max: int = 100, name: str = "", models: list[str] | None = None
+    db: Any,
+    wallet: str,
+    tier: Tier = "pro",
+    open_max: int = 100,
+    name: str = "",
+    models: list[str] | None = None,
+    rpm: int | None = None,
 ) -> ApiKey:
     key_id = name or f"k-{wallet}"
     sha256 = hashlib.sha256(key_id.encode()).digest()
     await db.execute(
-        "insert into state.keys (key_id, sha256, wallet_id, tier, open_max, models) values ($1, $2, $3, $4, $5, $6)",
+        "insert into state.keys (key_id, sha256, wallet_id, tier, open_max, models, rpm) "
+        "values ($1, $2, $3, $4, $5, $6, $7)",
         key_id,
         sha256,
         wallet,
         tier,
         open_max,
         models,
+        rpm,
     )
     return ApiKey(tier, key_id, sha256)
 
@@ -94,10 +106,11 @@ async def admit(
     dry_run: bool = False,
     hold_usdc_nano: int = 0,
     models: tuple[str, ...] = ("m",),
+    counted: bool = True,
 ) -> asyncpg.Record:
     """`hold_nano` is of SHIVER."""
     return await db.fetchrow(
-        "select * from state.admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        "select * from state.admit($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         request_id or new_id(),
         key.key_id,
         key.sha256,
@@ -110,6 +123,9 @@ async def admit(
         lane_offset,
         cap_nano_usd,
         dry_run,
+        key.is_session,
+        key.origin,
+        counted,
     )
 
 
@@ -125,7 +141,7 @@ async def settle(db: Any, request_id: str, charge_nano: int) -> bool:
 
 
 async def release(db: Any, charges_nano: dict[str, int], wallet: str | None = None) -> None:
-    """`wallet` is whose the events in the log were, where not the admission's."""
+    """The projection's call. `wallet` is whose the events in the log were, where not the admission's."""
     ids = list(charges_nano)
     found = await db.fetch("select request_id, wallet_id from state.admissions where request_id = any ($1)", ids)
     wallets = {str(row["request_id"]): row["wallet_id"] for row in found}
@@ -196,3 +212,32 @@ async def blocked(db: Any, count: int = 1) -> None:
             < count
         ):
             await asyncio.sleep(0.01)
+
+
+async def outcome(db: Any, key: ApiKey, hold_nano: int = 0, **more: Any) -> str:
+    return (await admit(db, key, hold_nano, **more))["outcome"]
+
+
+async def session(
+    db: Any, key: ApiKey, expires_in_s: int = 600, models: list[str] | None = None, origins: list[str] | None = None
+) -> ApiKey:
+    """The token of a session that was opened as an ingress opens it."""
+    token = keys.parse(keys.mint(keys.SESSION, secrets.token_bytes(keys.ENTROPY_BYTES)))
+    assert token is not None
+    await Admission(db).open_session(key, token, expires_in_s, models, origins)
+    return token
+
+
+async def end_sessions(db: Any) -> None:
+    """Their time is over, of all."""
+    await db.execute("update state.sessions set expires_at = clock_timestamp()")
+
+
+async def refused(call: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        await call
+    return caught.value
+
+
+def ask_of(key: ApiKey) -> Ask:
+    return Ask(new_id(), key, {"SHIVER": 0, "USDC": 0}, BOOT, "n", ("m",), "l", 0)

@@ -121,7 +121,8 @@ async def test_one_request_id_is_one_hold_c2(db: asyncpg.Pool) -> None:
     key = await add_key(db, await add_wallet(db, "w", 5), open_max=1)
     request_id = new_id()
     answers = await asyncio.gather(*(admit(db, key, 5, request_id) for _ in range(8)))
-    assert {tuple(a)[:2] + tuple(a)[3:7] for a in answers} == {("ok", "w", "wallet:w", "SHIVER", RATE, None)}
+    told = {(a["outcome"], a["wallet_id"], a["payer"], a["asset"], a["rate_nano_usd"], a["cap_day"]) for a in answers}
+    assert told == {("ok", "w", "wallet:w", "SHIVER", RATE, None)}
     assert await counters(db) == {"open": {"k-w": 1}, "held": {"w": 5}, "used": {}} == await sums(db)
 
 

@@ -1,4 +1,4 @@
-"""`shrk models`, `shrk providers` and a key's models as an operator calls them, on a real database."""
+"""`shrk models`, `shrk providers`, a key's models and limits as an operator calls them, on a real database."""
 
 from __future__ import annotations
 
@@ -52,6 +52,34 @@ def test_a_model_is_set_listed_and_removed(shrk: Shrk, name: str) -> None:
     assert name not in shrk("models", "list")
     with pytest.raises(AccountRefused, match=f"no model {name}"):
         shrk("models", "remove", name)
+
+
+def test_limits_are_set_shown_and_taken_away(shrk: Shrk) -> None:
+    wallet_id = f"w-{os.urandom(4).hex()}"
+    shrk("wallet", "create", wallet_id)
+    key = shrk("keys", "create", "--wallet", wallet_id, "--rpm", "5").strip()
+
+    def rpm() -> str:
+        return shrk("keys", "list", "--wallet", wallet_id).splitlines()[1].split()[4]
+
+    assert rpm() == "5"
+    key_id = key[9:21]
+    assert shrk("keys", "limit", key, "--rpm", "20") == f"{key_id}: 20 a minute\n"
+    assert rpm() == "20"
+    assert shrk("keys", "limit", key_id, "--rpm", "none") == f"{key_id}: no limit a minute\n"
+    assert rpm() == "-"
+    with pytest.raises(AccountRefused, match="--rpm must be 1 to 60000, or none"):
+        shrk("keys", "limit", key_id, "--rpm", "0")
+    for wrong in ("x", "-5", "1.5", ""):  # said by click, with how the command is called
+        with pytest.raises(SystemExit):
+            shrk("keys", "limit", key_id, "--rpm", wrong)
+    said = shrk("wallet", "limit", wallet_id, "--tokens-month", "500000")
+    assert said == f"{wallet_id}: 0 tokens this UTC month, of 500000\n"
+    assert "tokens     0 this UTC month, of 500000" in shrk("wallet", "show", wallet_id)
+    shrk("wallet", "limit", wallet_id, "--tokens-month", "none")
+    assert "tokens     0 this UTC month, no limit" in shrk("wallet", "show", wallet_id)
+    with pytest.raises(AccountRefused, match="no wallet nobody"):
+        shrk("wallet", "limit", "nobody", "--tokens-month", "1")
 
 
 @pytest.mark.parametrize(

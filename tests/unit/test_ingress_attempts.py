@@ -76,7 +76,7 @@ class World:
         wanted = wish(chat, OFFERS)
         place = self.router.reserve(wanted)
         assert place is not None
-        admitted = Admitted("w", "pro", "wallet:w", asset, 1, None, 0, 10**9)
+        admitted = Admitted("k", "w", "pro", "wallet:w", asset, 1, None, 0, 10**9)
         ask = Ask(RID, ApiKey("pro", "k", b""), {"SHIVER": 10**9, "USDC": 10**9}, "me", "", ("big",), self.topic, 0)
         self.request = Request(self, ask, chat, wanted, place, self, admitted)  # type: ignore[arg-type]
 

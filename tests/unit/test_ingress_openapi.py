@@ -37,7 +37,7 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 OLD_CALL = {"name": "f", "arguments": "{}"}
 #: Codes that no request for tokens can come to.
-ELSEWHERE = {"not_found", "method_not_allowed", "models_read_only"}
+ELSEWHERE = {"not_found", "method_not_allowed", "models_read_only", "session_not_allowed", "session_cap"}
 PIXEL = "data:image/png;base64,aGk="
 HOSTER = "019a0000-0000-7000-8000-00000000000a"
 

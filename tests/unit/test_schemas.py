@@ -37,7 +37,7 @@ def test_lane_names_its_ingress() -> None:
             topics.lane_boot_id(wrong)
 
 
-@pytest.mark.parametrize("tier", keys.TIERS)
+@pytest.mark.parametrize("tier", keys.KINDS)
 def test_a_minted_key_parses_and_any_changed_character_does_not(tier: keys.Tier) -> None:
     text = keys.mint(tier, bytes(range(29)))
     parsed = keys.parse(text)
@@ -53,6 +53,22 @@ def test_a_minted_key_parses_and_any_changed_character_does_not(tier: keys.Tier)
 )
 def test_what_is_no_key(text: str) -> None:
     assert keys.parse(text) is None
+
+
+def test_a_token_of_a_session_is_no_key_and_a_key_is_none() -> None:
+    """What is cut out of one and put together as the other has another checksum."""
+    token = keys.mint(keys.SESSION, bytes(range(29)))
+    assert token.startswith("shvr_ses_")
+    parsed = keys.parse(token)
+    assert parsed is not None
+    assert parsed.is_session
+    assert "ses" not in keys.TIERS
+    for tier in keys.TIERS:
+        assert keys.parse(token.replace("_ses_", f"_{tier}_")) is None
+        key = keys.parse(keys.mint(tier, bytes(range(29))))
+        assert key is not None
+        assert not key.is_session
+        assert key.sha256 != parsed.sha256
 
 
 @given(st.integers(0, 2**48 - 1), st.binary(min_size=10, max_size=10))

@@ -45,6 +45,7 @@ class ScriptedRequest:
         self.delivered_tokens = 0
         self.ended: list[tuple[How, int]] = []
         self.hang = False
+        self.counted = True
         self._pieces = deque(pieces(chat))
         self._gone = asyncio.Event()
 
@@ -146,7 +147,7 @@ class ScriptedCore:
     async def _offers(self) -> Offers:
         return self.offers
 
-    async def _check_key(self, key: Any) -> SimpleNamespace:
+    async def _check_key(self, key: Any, *, session_may: bool = True) -> SimpleNamespace:
         return SimpleNamespace(wallet_id="w", owner_id="demo")
 
     async def _month_tokens(self, wallet_id: str) -> tuple[str, int]:
@@ -158,10 +159,11 @@ class ScriptedCore:
     async def trace(self, chat: Chat) -> str:
         return "nodes online 1"
 
-    async def open(self, request_id: str, key: Any, chat: Chat) -> ScriptedRequest:
+    async def open(self, request_id: str, key: Any, chat: Chat, *, counted: bool = True) -> ScriptedRequest:
         if self.refuse is not None:
             raise self.refuse
         request = ScriptedRequest(request_id, chat)
+        request.counted = counted
         request.hang = self.hang
         self.requests.append(request)
         return request
