@@ -258,7 +258,8 @@ create function state.month_tokens(a_wallet_id text, out month date, out tokens 
 $$;
 
 -- Sets, or with null takes away, the limit of a wallet, and counts its month. False for no such wallet. The projection
--- books a wallet's requests behind the lock on its row: what it has not booked by now it counts itself.
+-- counts behind the lock on the wallet's row: what it has committed is counted here, by a statement of its own behind
+-- that lock, and what it has not it counts itself.
 create function state.limit_tokens(a_wallet_id text, a_tokens_month_max bigint) returns boolean
 language plpgsql as $$
 begin
@@ -270,13 +271,10 @@ begin
     return true;
 end $$;
 
--- The counts of all wallets with a limit anew, or that of one, from the books as they are.
+-- The counts of all wallets with a limit anew, or that of one, from the books as they are. The caller has the locks.
 create function state.recount_tokens(a_wallet_id text default null) returns void
 language plpgsql as $$
 begin
-    perform from state.wallets w
-        where w.tokens_month_max is not null and w.wallet_id = coalesce(a_wallet_id, w.wallet_id)
-        order by w.wallet_id for no key update;
     update state.wallets w set (tokens_month, tokens_used) = (select * from state.month_tokens(w.wallet_id))
         where w.tokens_month_max is not null and w.wallet_id = coalesce(a_wallet_id, w.wallet_id);
 end $$;

@@ -125,8 +125,11 @@ LIMITS: tuple[Mutant, ...] = (
     _mutant(
         "a limit counts the month before it has the wallet",
         ADMIT,
-        "        order by w.wallet_id for no key update;",
-        "        order by w.wallet_id;",
+        "    update state.wallets set tokens_month_max = a_tokens_month_max where wallet_id = a_wallet_id;\n"
+        "    if not found then\n        return false;\n    end if;\n    perform state.recount_tokens(a_wallet_id);",
+        "    update state.wallets w set tokens_month_max = a_tokens_month_max,\n"
+        "        (tokens_month, tokens_used) = (select * from state.month_tokens(w.wallet_id))\n"
+        "        where w.wallet_id = a_wallet_id;\n    if not found then\n        return false;\n    end if;",
         f"{LIMIT}test_a_limit_set_while_the_projection_books_counts_once",
     ),
 )
