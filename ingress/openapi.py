@@ -1,41 +1,61 @@
 """The API's own description: GET /openapi.json, and a page of it at GET /docs that needs nothing from elsewhere.
 
-Bodies are described by the forms that read them, so that the two cannot differ; the routes of FastAPI's own kind come
-from their functions. A dialect adds its call to CALLS.
+Bodies are described by the forms that read them, so that the two cannot differ, refusals by the table of errors. A
+dialect adds its call to CALLS, what has no body stands in `openapi_reads`; a test compares both with the routes.
 """
 
 from __future__ import annotations
 
-import html
-import json
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 
+from ingress import openapi_reads, openapi_words
 from ingress.bootstrap import Ingress
-from ingress.catalog import Offers
+from ingress.catalog import Model, Offers
 from ingress.dialects.openai import ChatRequest
 from ingress.dialects.openai_completions import CompletionRequest
 from ingress.dialects.openai_embeddings import EmbeddingRequest
 from ingress.dialects.openai_responses import ResponsesRequest
+from ingress.dialects.rules import given, having, when
 from ingress.dialects.shadow import InferenceRequest
 from ingress.dialects.shreyansh import ShreyanshRequest
+from ingress.openapi_answers import ANSWERS, CHUNKS, REF, events
+from ingress.openapi_errors import ERRORS, REQUEST_ID, SESSION, of_tokens, refusals
+from ingress.openapi_examples import CHAT_ANSWER, CHAT_STREAM, EXAMPLES, HELLO, IMAGE, RESPONSE, USAGE
+from ingress.openapi_page import page
+from ingress.openapi_reads import READS
 from ingress.placing import AUTO
 from ingress.sessions import SessionRequest
-from schemas.errors import TABLE, ApiError, Surface
+from schemas.errors import ApiError, Surface
 
-_REF = "#/components/schemas/"
+#: The parts of the document, in their order on the page.
+TAGS = {
+    "OpenAI": "Calls in OpenAI's forms",
+    "/v3": "For clients of Shreyansh Cloud",
+    "/v1/inference": "For clients of Shadow Labs",
+    "models": "What is on offer",
+    "operation": "For whoever runs or reads this",
+}
+_CHAT_IMAGES = having(given(type={"const": "image_url"}))
+_RESPONSE_IMAGES = having(given(type={"const": "input_image"}))
+#: The forms that may hold images, and what of them shows that one does.
+SHOWN: dict[type[BaseModel], dict[str, Any]] = {
+    ChatRequest: {"messages": having(given(content=_CHAT_IMAGES))},
+    ResponsesRequest: {"input": having(either(given(content=_RESPONSE_IMAGES), given(output=_RESPONSE_IMAGES)))},
+}
 
 
 class Call(NamedTuple):
     """A POST call: where, what it is, the form of its body, an example of it and of its answer, how errors are told.
 
-    `tokens` is whether it asks for some: else nothing is streamed, and no node serves it.
+    `schema` names the answer's own in `openapi_answers`; `stream` is an example of the answer as events, empty where
+    there are none, `chunk` names the schema of what an event holds;
+    `tokens` is whether it asks for some: else no node serves it, and it costs nothing; `tag` is a key of TAGS.
     """
 
     path: str
@@ -45,31 +65,17 @@ class Call(NamedTuple):
     example: dict[str, Any]
     answer: dict[str, Any]
     surface: Surface = "v1"
+    schema: str = ""
+    stream: str = ""
+    chunk: str = ""
     tokens: bool = True
+    tag: str = "OpenAI"
 
 
 _HEADERS_TEXT = (
     " Parameters that have no effect here are taken and named in the header `x-shiver-ignored`; with the request "
     "header `x-shiver-strict: 1` they are refused with 400."
 )
-_HELLO = {"model": "shark-llama-3.3-70b", "messages": [{"role": "user", "content": "hello shiver"}]}
-_USAGE = {"prompt_tokens": 12, "completion_tokens": 6, "total_tokens": 18}
-_CHAT_ANSWER = {
-    "id": "chatcmpl-019a0000-0000-7000-8000-000000000000",
-    "object": "chat.completion",
-    "created": 1795000000,
-    "model": "shark-llama-3.3-70b",
-    "choices": [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "hello! what do you need?", "refusal": None},
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-    ],
-    "usage": _USAGE,
-}
-
 CALLS: list[Call] = [
     Call(
         "/v1/chat/completions",
@@ -77,10 +83,23 @@ CALLS: list[Call] = [
         "An answer to messages: text, tool calls or JSON; whole, or as server-sent events with `stream: true`, which "
         "end with `data: [DONE]`. A stream that broke ends with an error event and no [DONE]." + _HEADERS_TEXT,
         ChatRequest,
-        _HELLO,
-        _CHAT_ANSWER,
+        HELLO,
+        CHAT_ANSWER,
+        schema="ChatCompletion",
+        stream=CHAT_STREAM,
+        chunk="ChatChunk",
     ),
-    Call("/v1/chat", "Chat", "The same as /v1/chat/completions.", ChatRequest, _HELLO, _CHAT_ANSWER),
+    Call(
+        "/v1/chat",
+        "Chat",
+        "The same as /v1/chat/completions.",
+        ChatRequest,
+        HELLO,
+        CHAT_ANSWER,
+        schema="ChatCompletion",
+        stream=CHAT_STREAM,
+        chunk="ChatChunk",
+    ),
     Call(
         "/v1/completions",
         "Continue a text",
@@ -93,8 +112,12 @@ CALLS: list[Call] = [
             "created": 1795000000,
             "model": "shark-llama-3.3-70b",
             "choices": [{"index": 0, "text": " swims at night.", "logprobs": None, "finish_reason": "stop"}],
-            "usage": _USAGE,
+            "usage": USAGE,
         },
+        schema="TextCompletion",
+        stream='data: {"id": "cmpl-019a...", "object": "text_completion", "choices": [{"index": 0, "text": " swims", '
+        '"logprobs": null, "finish_reason": null}]}\n\ndata: [DONE]\n\n',
+        chunk="TextChunk",
     ),
     Call(
         "/v1/embeddings",
@@ -109,6 +132,7 @@ CALLS: list[Call] = [
             "model": "shark-embed-large-v1",
             "usage": {"prompt_tokens": 5, "total_tokens": 5},
         },
+        schema="Embeddings",
     ),
     Call(
         "/v1/responses",
@@ -117,7 +141,11 @@ CALLS: list[Call] = [
         + _HEADERS_TEXT,
         ResponsesRequest,
         {"model": "shark-llama-3.3-70b", "input": "hello shiver"},
-        {"id": "resp_019a0000-0000-7000-8000-000000000000", "object": "response", "status": "completed", "output": []},
+        RESPONSE,
+        schema="Response",
+        stream='event: response.output_text.delta\ndata: {"type": "response.output_text.delta", "sequence_number": 4, '
+        '"item_id": "msg_019a...", "output_index": 0, "content_index": 0, "delta": "Hello", "logprobs": []}\n\n',
+        chunk="ResponseEvent",
     ),
     Call(
         "/v3/chat/completions",
@@ -132,9 +160,13 @@ CALLS: list[Call] = [
             "created": 1795000000,
             "model": "qwen/qwen3-4b-fp8",
             "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello!"}, "finish_reason": "stop"}],
-            "usage": _USAGE,
+            "usage": USAGE,
         },
         "v3",
+        schema="ShreyanshCompletion",
+        stream=CHAT_STREAM,
+        chunk="ShreyanshChunk",
+        tag="/v3",
     ),
     Call(
         "/v1/inference",
@@ -151,6 +183,11 @@ CALLS: list[Call] = [
             "stop_reason": "end_turn",
         },
         "inference",
+        schema="Inference",
+        stream='data: {"type": "content_delta", "delta": "Hello!"}\n\n'
+        'data: {"type": "message_stop", "usage": {"total_tokens": 18}}\n\n',
+        chunk="InferenceEvent",
+        tag="/v1/inference",
     ),
     Call(
         "/v1/sessions",
@@ -169,45 +206,12 @@ CALLS: list[Call] = [
             "models": ["shark-llama-3.3-70b"],
             "origins": ["https://app.example.com"],
         },
+        schema="Session",
         tokens=False,
+        tag="models",
     ),
 ]
 
-_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
-_TEXT, _CODE = {"type": "string"}, {"type": "integer"}
-_NUMERIC_ERROR = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "code"],
-            "properties": {"message": _TEXT, "type": _TEXT, "code": _CODE},
-        }
-    },
-}
-_DETAIL = {"type": "object", "required": ["detail", "code"], "properties": {"detail": _TEXT, "code": _TEXT}}
-#: The schema of each surface's errors.
-_ERRORS: dict[Surface, tuple[str, dict[str, Any]]] = {
-    "v1": ("Error", _ERROR),
-    "v3": ("NumericError", _NUMERIC_ERROR),
-    "inference": ("Detail", _DETAIL),
-}
 _REFUSALS = {
     "400": "Malformed: the form, an unknown model, a prompt that is too long, an image",
     "401": "No key, or one that is not valid",
@@ -224,88 +228,151 @@ _REFUSALS = {
 }
 
 
-def describe(app: FastAPI, offers: Offers | None = None) -> dict[str, Any]:
-    """The OpenAPI 3.1 document. With the offers its `model` fields list what may be asked for now."""
-    document = get_openapi(
-        title="Shiver",
-        version="1",
-        description="OpenAI-compatible calls, paid by the token. The key, or a session's: `Authorization: Bearer` or "
-        "`X-API-Key`.",
-        routes=app.routes,
-    )
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas.update(_ERRORS.values())
-    document["components"]["securitySchemes"] = {
-        "bearer": {"type": "http", "scheme": "bearer"},
-        "x-api-key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
-    }
+def describe(offers: Offers | None = None) -> dict[str, Any]:
+    """The OpenAPI 3.1 document. With the offers it lists the models that may be asked for now."""
     # All at once: two forms may each have a part of the same name.
     wanted: list[Any] = [(form, "validation") for form in {call.form: None for call in CALLS}]
-    _, made = models_json_schema(wanted, ref_template=_REF + "{model}")
-    schemas.update(made["$defs"])
+    _, made = models_json_schema(wanted, ref_template=REF + "{model}")
+    schemas: dict[str, Any] = openapi_words.named(made["$defs"])
+    for form in {call.form: None for call in CALLS}:
+        openapi_words.explain(form, schemas[form.__name__])
+        if offers is not None:
+            _name_models(form, schemas[form.__name__], offers)
+    paths: dict[str, Any] = {}
+    seeing = offers is None or any(model.takes_images for model in offers.models.values())
     for call in CALLS:
-        if offers is not None and call.form is SessionRequest:
-            own = schemas[call.form.__name__]["properties"]["models"]["anyOf"][0]
-            own["items"] = {"type": "string", "enum": [*offers.models, *offers.aliases]}
-        elif offers is not None:
-            kind = "embedding" if call.form is EmbeddingRequest else "chat"
-            own = schemas[call.form.__name__]["properties"]
-            own["model"] = {"type": "string", "enum": [AUTO, *_names(offers, kind)]}
-        document["paths"][call.path] = {"post": _operation(call)}
-    return document
+        paths[call.path] = {"post": _operation(call, schemas[call.form.__name__], seeing=seeing)}
+    known = next(iter(offers.models)) if offers is not None and offers.models else None
+    for read in READS:
+        refused = refusals(read.surface, read.codes, _REFUSALS, read.statuses)
+        paths.setdefault(read.path, {})[read.method] = openapi_reads.operation(read, refused, known)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Shiver",
+            "version": "1",
+            "description": "OpenAI-compatible calls, paid by the token. The key, or a session's: `Authorization: "
+            "Bearer` or `X-API-Key`.",
+        },
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "paths": paths,
+        "components": {
+            "schemas": {**schemas, **dict(ERRORS.values()), **ANSWERS, **CHUNKS},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "x-api-key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    }
 
 
-def _names(offers: Offers, kind: str) -> list[str]:
-    names = [model.name for model in offers.models.values() if model.kind == kind]
-    return [*names, *(alias for alias, name in offers.aliases.items() if name in names)]
+def _name_models(form: type[BaseModel], schema: dict[str, Any], offers: Offers) -> None:
+    """The models of the right kind; where an image is shown, those that take one."""
+    if form is SessionRequest:
+        names = schema["properties"]["models"]["anyOf"][0]
+        names["items"] = {"type": "string", "enum": [*offers.models, *offers.aliases]}
+        return
+    kind = "embedding" if form is EmbeddingRequest else "chat"
+    models = [model for model in offers.models.values() if model.kind == kind]
+    own = schema["properties"]["model"]
+    own.update(_one_of(models, offers)["model"])
+    if own.get("default") not in own["enum"]:
+        own.pop("default", None)
+        schema["required"] = list({**dict.fromkeys(schema["required"]), "model": None})
+    if "fallback_models" in schema["properties"]:
+        schema["allOf"] = [*schema.get("allOf", ()), {"properties": _one_of(models, offers)}]
+    if form in SHOWN:
+        seeing = [model for model in models if model.takes_images]
+        then = {"properties": _one_of(seeing, offers)} if seeing else {"not": {}}
+        schema["allOf"].append(when(given(**SHOWN[form]), then))
 
 
-def _operation(call: Call) -> dict[str, Any]:
+def _one_of(models: list[Model], offers: Offers) -> dict[str, Any]:
+    own = [model.name for model in models]
+    names = [*own, *(alias for alias, name in offers.aliases.items() if name in own)]
+    return {"model": {"enum": [AUTO, *names]}, "fallback_models": {"items": {"enum": names}}}
+
+
+def _operation(call: Call, form: dict[str, Any], *, seeing: bool) -> dict[str, Any]:
+    examples = {"simple": call.example, **EXAMPLES.get(call.path, {})}
+    if call.form is ChatRequest and seeing:
+        examples["image"] = IMAGE
     told = {
-        "x-shiver-request-id": "The id of this request, on every answer",
         "x-shiver-node": "A pseudonym of the node that served",
         "x-shiver-model": "The model that served, where an alias or `auto` was asked for",
         "x-shiver-cost": "What was charged, as in `0.0123 SHIVER`; of a stream it stands in the last chunk",
         "x-shiver-ignored": "Parameters that had no effect",
+        "x-shiver-route": "Which nodes each constraint excludes now, where `x-shiver-trace` was sent",
     }
     if not call.tokens:
-        told = {name: text for name, text in told.items() if name == "x-shiver-request-id"}
-    answers: dict[str, Any] = {
-        "200": {
-            "description": "The answer",
-            "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in told.items()},
-            "content": {
-                "application/json": {"schema": {"type": "object"}, "example": call.answer},
-                **({"text/event-stream": {}} if call.tokens else {}),
-            },
+        told = {}
+    content: dict[str, Any] = {
+        "application/json": {
+            "schema": {"$ref": REF + call.schema} if call.schema else {"type": "object"},
+            "example": call.answer,
         }
     }
-    name = _ERRORS[call.surface][0]
-    for status in sorted({str(row.status_on(call.surface)) for row in TABLE.values()} & _REFUSALS.keys()):
-        if not call.tokens and status in ("402", "409"):  # it costs nothing and takes no slot
-            continue
-        if status != "404" or call.surface == "v3":  # elsewhere it is only an unknown path's
-            content = {"application/json": {"schema": {"$ref": _REF + name}}}
-            answers[status] = {"description": _REFUSALS[status], "content": content}
-    body = {"schema": {"$ref": _REF + call.form.__name__}, "example": call.example}
+    if call.stream:
+        content["text/event-stream"] = {"schema": _events(call), "example": call.stream}
+    headers: dict[str, Any] = {name: {"description": text, "schema": {"type": "string"}} for name, text in told.items()}
+    headers["x-shiver-request-id"] = REQUEST_ID
+    codes = of_tokens(rich=call.form in SHOWN) if call.tokens else SESSION
     return {
+        "tags": [call.tag],
         "summary": call.summary,
         "description": call.description,
         "operationId": "post" + call.path.replace("/", "_"),
         "security": [{"bearer": []}, {"x-api-key": []}],
-        "requestBody": {"required": call.tokens, "content": {"application/json": body}},
-        "responses": answers,
+        "parameters": openapi_words.HEADERS if call.tokens else [],
+        "requestBody": {
+            "required": call.tokens,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": REF + call.form.__name__},
+                    "examples": {name: {"value": _on_offer(one, form)} for name, one in examples.items()},
+                }
+            },
+        },
+        "responses": {
+            "200": {"description": "The answer", "headers": headers, "content": content},
+            **refusals(call.surface, codes, _REFUSALS),
+        },
     }
+
+
+def _events(call: Call) -> dict[str, Any]:
+    """Of a stream; the error's body ends one that breaks, where its own events have no error."""
+    chunk = {"$ref": REF + call.chunk}
+    if call.surface != "inference":
+        chunk = {"anyOf": [chunk, {"$ref": REF + ERRORS[call.surface][0]}]}
+    return events(chunk, done="[DONE]" in call.stream)
+
+
+def _on_offer(example: dict[str, Any], form: dict[str, Any]) -> dict[str, Any]:
+    """The example, of a model that may be asked for now."""
+    if "models" in example:
+        known = form["properties"]["models"]["anyOf"][0]["items"].get("enum", example["models"])
+        return {**example, "models": [*{*example["models"]} & {*known}] or known[:1]}
+    own = form["properties"]["model"]
+    asked = example.get("model", own.get("default"))
+    return example if "enum" not in own or asked in own["enum"] else {**example, "model": own["enum"][-1]}
 
 
 def add(app: FastAPI, ingress: Ingress) -> None:
     """Serve the document and its page."""
 
+    latest: tuple[Offers | None, dict[str, Any]] | None = None
+
     async def described() -> dict[str, Any]:
+        """Made anew only when the offers have changed: it takes a long time, in which nobody else is served."""
+        nonlocal latest
         try:
-            return describe(app, await ingress.catalog.offers())
+            offers = await ingress.catalog.offers()
         except ApiError:  # the database is away, and none was ever read
-            return describe(app)
+            offers = None
+        if latest is None or latest[0] != offers:
+            latest = offers, describe(offers)
+        return latest[1]
 
     async def document(_: Request) -> JSONResponse:
         return JSONResponse(await described())
@@ -315,53 +382,3 @@ def add(app: FastAPI, ingress: Ingress) -> None:
 
     app.add_route("/openapi.json", document, methods=["GET"])
     app.add_route("/docs", docs, methods=["GET"])
-
-
-def page(document: dict[str, Any]) -> str:
-    """The document for people: plain HTML, no script, nothing loaded from elsewhere."""
-    parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Shiver API</title><style>body{font:16px/1.5 "
-        "system-ui;max-width:60em;margin:2em auto;padding:0 1em}pre{background:#f4f4f4;padding:1em;overflow:auto}"
-        "td,th{text-align:left;vertical-align:top;padding:.2em .8em .2em 0}</style>",
-        f"<h1>Shiver API</h1><p>{html.escape(document['info']['description'])}</p>",
-        "<p><a href=/openapi.json>openapi.json</a></p>",
-    ]
-    for path, operations in document["paths"].items():
-        for method, operation in operations.items():
-            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
-            parts.append(f"<p>{html.escape(operation.get('description', operation.get('summary', '')))}</p>")
-            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
-            if "example" in body:
-                parts.append(_pre(body["example"]))
-            name = body.get("schema", {}).get("$ref", "").removeprefix(_REF)
-            if name in document["components"]["schemas"]:
-                parts.append(_fields(document["components"]["schemas"][name]))
-            answer = operation["responses"].get("200", {}).get("content", {}).get("application/json", {})
-            if "example" in answer:
-                parts.append("<p>Answer:</p>" + _pre(answer["example"]))
-    return "".join(parts)
-
-
-def _pre(value: Any) -> str:
-    return f"<pre>{html.escape(json.dumps(value, indent=2))}</pre>"
-
-
-def _fields(schema: dict[str, Any]) -> str:
-    rows = []
-    for name, field in schema.get("properties", {}).items():
-        kinds = [one for one in field.get("anyOf", [field]) if one.get("type") != "null"]
-        told = ", ".join(_kind(one) for one in kinds)
-        needed = " (needed)" if name in schema.get("required", ()) else ""
-        rows.append(f"<tr><td><code>{html.escape(name)}</code>{needed}</td><td>{html.escape(told)}</td></tr>")
-    return "<table><tr><th>field</th><th>takes</th></tr>" + "".join(rows) + "</table>"
-
-
-def _kind(schema: dict[str, Any]) -> str:
-    if "enum" in schema or "const" in schema:
-        return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
-    kind = str(schema.get("type", schema.get("$ref", "one of several").removeprefix(_REF)))
-    said = [f"{sign} {schema[name]}" for name, sign in _LIMITS.items() if name in schema]
-    return f"{kind} {', '.join(said)}".strip()
-
-
-_LIMITS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "maxLength": "length <=", "maxItems": "items <="}

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.responses import Response
 
 from ingress.auth import given, key_of
@@ -17,6 +18,15 @@ from ledger.money import format_amount
 from schemas.errors import ApiError
 
 _TOKENS = 10**6
+
+
+class _Any(StringConvertor):
+    """The rest of a path, whatever is in it: Starlette's own `path` stops at a line's end."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any", _Any())
 
 
 def add(app: FastAPI, ingress: Ingress) -> None:
@@ -40,21 +50,19 @@ def _add_models(app: FastAPI, ingress: Ingress) -> None:
         await ingress.admission.check_key(key_of(request.headers))
         return _json(_list(await ingress.catalog.offers(), ingress))
 
-    @app.get("/v1/models/{name:path}")
+    # One route for both methods: a 405 then names both.
+    @app.api_route("/v1/models/{name:any}", methods=["GET", "DELETE"])
     async def model(request: Request, name: str) -> Response:
-        """One of them, by name or alias."""
+        """One of them, by name or alias. Nobody but the operator removes one."""
+        if request.method == "DELETE":
+            await ingress.admission.check_key(key_of(request.headers))
+            raise ApiError("models_read_only")
         given(request.headers)
         offers = await ingress.catalog.offers()
         try:
             return _json(_entry(offers.find(name), ingress, name))
         except ApiError as error:
             raise ApiError(error.code, error.message, status=404) from None
-
-    @app.delete("/v1/models/{name:path}")
-    async def delete(request: Request, name: str) -> Response:
-        """Nobody but the operator removes a model."""
-        await ingress.admission.check_key(key_of(request.headers))
-        raise ApiError("models_read_only")
 
 
 def _add_shadow(app: FastAPI, ingress: Ingress) -> None:

@@ -42,9 +42,16 @@ Stops = Stop | Annotated[list[Stop], Field(max_length=STOPS_MAX)]
 MaxTokens = Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX), INTEGRAL]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), INTEGRAL]
+#: A bias of 0 is none, whatever its key.
 LogitBias = Annotated[
     dict[str, Annotated[float, Field(ge=-100, le=100)]],
-    Field(max_length=LOGIT_BIAS_MAX, json_schema_extra={"propertyNames": {"pattern": "^[0-9]{1,9}$"}}),
+    Field(
+        max_length=LOGIT_BIAS_MAX,
+        json_schema_extra={
+            "patternProperties": {"^[0-9]{1,9}$": {"type": "number", "minimum": -100, "maximum": 100}},
+            "additionalProperties": {"const": 0},
+        },
+    ),
 ]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
@@ -130,12 +137,15 @@ def _path(loc: tuple[int | str, ...], missing: bool, body: bytes) -> str:
 
 
 def sampling_of(form: Any) -> dict[str, Any]:
-    """The sampling parameters that were given, as `schemas.jobs.Sampling` takes them."""
-    names = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
-    given: dict[str, Any] = {name: getattr(form, name, None) for name in names}
-    seed = getattr(form, "seed", None)
+    """The sampling parameters that were given, as `schemas.jobs.Sampling` takes them.
+
+    Only fields of the form count: what else stands in a body under such a name was never looked at.
+    """
+    names = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "logit_bias")
+    given: dict[str, Any] = {name: getattr(form, name) for name in names if name in type(form).model_fields}
+    seed = given.get("seed")
     given["seed"] = None if seed is None else seed % 2**32
-    given["logit_bias"] = token_biases(getattr(form, "logit_bias", None)) or None
+    given["logit_bias"] = token_biases(given.get("logit_bias")) or None
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -143,7 +153,7 @@ def token_biases(bias: Mapping[str, float] | None) -> dict[int, float]:
     """By token id. A bias of 0 is none. Raises ApiError for a key that is no token id."""
     given = {text: value for text, value in (bias or {}).items() if value}
     for text in given:
-        if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**31):
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
             raise ApiError("invalid_request", "logit_bias: the keys are token ids.", param="logit_bias")
     return {int(text): value for text, value in given.items()}
 

@@ -5,10 +5,11 @@ Beside OpenAI's own it takes the caller's wishes of who may serve it (`tier`, `p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from ingress.chat import ANYWHERE, Asked, Chat, Routing
 from ingress.dialects import forms
@@ -16,6 +17,7 @@ from ingress.dialects.forms import INTEGRAL, Form, LogitBias, MaxTokens, Metadat
 from ingress.dialects.openai_answer import Answer
 from ingress.dialects.openai_messages import (
     MESSAGES_MAX,
+    UNIQUE,
     Format,
     Function,
     FunctionChoice,
@@ -29,8 +31,8 @@ from ingress.dialects.openai_messages import (
     response_format,
     unique,
 )
+from ingress.dialects.rules import OBJECT, SOME, either, extra, given, having, when
 from schemas.errors import ApiError
-from schemas.event_base import Id
 from schemas.jobs import CHOICES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX, Sampling, Tool
 
 FALLBACKS_MAX = 8
@@ -38,7 +40,22 @@ HOSTERS_MAX = 100
 LATENCY_MS_MAX = 600_000
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
-Hosters = Annotated[list[Id], Field(max_length=HOSTERS_MAX)]
+#: Of the UUID's usual forms: with its dashes or without.
+HOSTER_PATTERN = "^[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}$"
+
+
+def _hoster(value: str) -> str:
+    if re.fullmatch(HOSTER_PATTERN, value) is None:
+        raise ValueError("hosters are named by their UUIDs.")
+    return value
+
+
+Hoster = Annotated[str, AfterValidator(_hoster), Field(json_schema_extra={"pattern": HOSTER_PATTERN})]
+Hosters = Annotated[list[Hoster], Field(max_length=HOSTERS_MAX)]
+#: A choice that needs functions to choose from.
+CALLS_ONE = either({"const": "required"}, OBJECT)
+_OLD_CALL = given(role={"const": "assistant"}, function_call=OBJECT)
+_CALL = either(given(role={"const": "assistant"}, tool_calls=SOME), _OLD_CALL)
 
 
 class StreamOptions(Form):
@@ -76,6 +93,14 @@ class Routed(Form):
 class ChatRequest(Routed):
     """What is taken. The fields of IDLE have no effect here."""
 
+    model_config = ConfigDict(
+        json_schema_extra=extra(
+            when(given(top_logprobs={"type": "integer", "minimum": 1}), given(logprobs={"const": True})),
+            when(given(tool_choice=CALLS_ONE), either(given(tools=SOME), given(functions=SOME))),
+            when(given(messages=having(given(role={"const": "tool"}))), given(messages=having(_CALL))),
+            when(given(messages=having(given(role={"const": "function"}))), given(messages=having(_OLD_CALL))),
+        )
+    )
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "audio": (),
         "metadata": ({},),
@@ -109,10 +134,10 @@ class ChatRequest(Routed):
     logit_bias: LogitBias | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX), INTEGRAL] | None = None
-    tools: Annotated[list[ToolSpec], Field(max_length=TOOLS_MAX)] | None = None
+    tools: Annotated[list[ToolSpec], Field(max_length=TOOLS_MAX), UNIQUE] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    functions: Annotated[list[Function], Field(max_length=TOOLS_MAX)] | None = None
+    functions: Annotated[list[Function], Field(max_length=TOOLS_MAX), UNIQUE] | None = None
     function_call: Literal["auto", "none"] | FunctionChoice | None = None
     response_format: Format | None = None
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = None

@@ -13,13 +13,14 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar
 
 import orjson
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ingress.chat import Asked, Chat, Done, Piece, Whole
 from ingress.dialects import forms
 from ingress.dialects.forms import INTEGRAL, INTEGRALS, LogitBias, MaxTokens, Penalty, Seed, Stops
 from ingress.dialects.openai import ModelName, Routed, StreamOptions
 from ingress.dialects.openai_answer import usage
+from ingress.dialects.rules import either, extra, given, when
 from schemas.errors import ApiError
 from schemas.jobs import CHOICES_MAX, Sampling, TokenId
 from schemas.replies import TokenLogprob
@@ -31,9 +32,25 @@ MAX_TOKENS_DEFAULT = 16
 Ids = Annotated[list[TokenId], Field(min_length=1, max_length=PROMPT_IDS_MAX), INTEGRALS]
 Many = Annotated[list[Annotated[str, Field(min_length=1)] | Ids], Field(min_length=1, max_length=PROMPTS_MAX)]
 
+_IN_TEXT = either({"type": "string"}, {"type": "array", "items": {"type": "string"}})
+
+
+def _no_less(count: int) -> dict[str, Any]:
+    return {"type": "integer", "minimum": count}
+
 
 class CompletionRequest(Routed):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"suffix": ("",), "user": ()}
+
+    model_config = ConfigDict(
+        json_schema_extra=extra(
+            when(
+                given(echo={"const": True}, logprobs={"type": "integer"}),
+                {"properties": {"max_tokens": {"not": {"const": 0}}, "prompt": _IN_TEXT}},
+            ),
+            *(when(given(best_of=_no_less(n)), given(n=_no_less(n))) for n in range(2, CHOICES_MAX + 1)),
+        )
+    )
 
     model: ModelName
     prompt: Annotated[str, Field(min_length=1)] | Ids | Many
@@ -43,7 +60,7 @@ class CompletionRequest(Routed):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES_MAX), INTEGRAL] | None = None
-    best_of: Annotated[int, Field(ge=0, le=20), INTEGRAL] | None = None
+    best_of: Annotated[int, Field(ge=0, le=20, json_schema_extra={"maximum": CHOICES_MAX}), INTEGRAL] | None = None
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=5), INTEGRAL] | None = None
     stop: Stops | None = None

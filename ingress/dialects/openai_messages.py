@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-import orjson
-from pydantic import Discriminator, Field, Tag
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from ingress.dialects.forms import Form
+from ingress.dialects.rules import OBJECT, SOME, at_most, either, given
 from schemas.errors import ApiError
 from schemas.jobs import IMAGES_MAX, TOOLS_MAX, JsonObject, JsonSchema, NamedTool, ResponseFormat, Tool
 
@@ -23,6 +24,11 @@ URL_CHARS_MAX = 1_048_576
 FunctionName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")]
 CallId = Annotated[str, Field(min_length=1, max_length=200)]
 Arguments = Annotated[str, Field(max_length=262_144)]
+#: Where an image is, as `ingress.egress` takes it; whether there is one, and who may be asked, only it can say.
+URL_PATTERN = "^([Dd][Aa][Tt][Aa]:[^,]*;[Bb][Aa][Ss][Ee]64,[A-Za-z0-9+/]*={0,2}|[Hh][Tt][Tt][Pp][Ss]?://[!-~]{1,2040})$"
+Url = Annotated[str, Field(min_length=1, max_length=URL_CHARS_MAX, json_schema_extra={"pattern": URL_PATTERN})]
+#: Of a list of functions: two of them never have the same name. That is more than a schema can say.
+UNIQUE = Field(json_schema_extra={"uniqueItems": True})
 
 
 class TextPart(Form):
@@ -40,7 +46,7 @@ class RefusalPart(Form):
 class ImageUrl(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"detail": ("auto",)}
 
-    url: Annotated[str, Field(min_length=1, max_length=URL_CHARS_MAX)]
+    url: Url
     detail: Literal["auto", "low", "high"] | None = None
 
 
@@ -51,7 +57,17 @@ class ImagePart(Form):
 
 UserPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 Texts = str | Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX)]
-UserContent = str | Annotated[list[UserPart], Field(min_length=1, max_length=PARTS_MAX)]
+UserContent = (
+    str
+    | Annotated[
+        list[UserPart],
+        Field(
+            min_length=1,
+            max_length=PARTS_MAX,
+            json_schema_extra=at_most(IMAGES_MAX, given(type={"const": "image_url"})),
+        ),
+    ]
+)
 SaidPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 SaidContent = str | Annotated[list[SaidPart], Field(min_length=1, max_length=PARTS_MAX)]
 Speaker = Annotated[str, Field(max_length=128)]
@@ -88,6 +104,15 @@ class CalledTool(Form):
 
 class AssistantMessage(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"name": (), "annotations": ([],)}
+
+    model_config = ConfigDict(
+        json_schema_extra=either(
+            given(content={"type": ["string", "array"]}),
+            given(refusal={"type": "string"}),
+            given(tool_calls=SOME),
+            given(function_call=OBJECT),
+        )
+    )
 
     role: Literal["assistant"]
     content: SaidContent | None = None
@@ -223,9 +248,18 @@ def idle_in_messages(messages: list[Any]) -> Iterator[str]:
                         yield f"messages.content.image_url.{name}"
 
 
+def exact_json(value: Any, where: str) -> bytes:
+    """What was sent, as compact JSON: integers beyond 64 bits too, which orjson refuses. Raises ApiError where a number
+    is beyond a float, and so was lost when it was read."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError:
+        raise _bad(where, "a number in it is too large.") from None
+
+
 def checked_schema(schema: dict[str, Any], where: str) -> dict[str, Any]:
     """The schema, if it is within our limits; what it means is the node's to judge. Raises ApiError."""
-    if len(orjson.dumps(schema)) > SCHEMA_BYTES_MAX:
+    if len(exact_json(schema, where)) > SCHEMA_BYTES_MAX:
         raise _bad(where, f"a JSON schema has at most {SCHEMA_BYTES_MAX} bytes.")
     level: list[Any] = [schema]
     for _ in range(SCHEMA_DEPTH_MAX):

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+import orjson
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 
 from ingress.chat import Asked, Chat
 from ingress.dialects import forms
 from ingress.dialects.forms import INTEGRAL, Form, MaxTokens, Metadata
-from ingress.dialects.openai import ModelName, Routed
+from ingress.dialects.openai import CALLS_ONE, ModelName, Routed
 from ingress.dialects.openai_messages import (
+    CALLS_MAX,
     MESSAGES_MAX,
     PARTS_MAX,
-    URL_CHARS_MAX,
+    UNIQUE,
     AllowedChoice,
     Arguments,
     AssistantMessage,
@@ -33,14 +35,17 @@ from ingress.dialects.openai_messages import (
     SystemMessage,
     TextFormat,
     ToolMessage,
+    Url,
     UserMessage,
     choose,
+    exact_json,
     response_format,
     unique,
 )
 from ingress.dialects.openai_responses_answer import Answer, Echo
+from ingress.dialects.rules import SOME, at_most, either, extra, given, having, when
 from schemas.errors import ApiError
-from schemas.jobs import TOOLS_MAX, TOP_LOGPROBS_MAX, Sampling
+from schemas.jobs import IMAGES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX, Sampling
 
 _ITEM_IDLE: Mapping[str, tuple[Any, ...]] = {"id": (), "status": ("completed",), "annotations": ([],)}
 LOGPROBS = "message.output_text.logprobs"
@@ -64,7 +69,7 @@ class ImagePart(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"detail": ("auto",)}
 
     type: Literal["input_image"]
-    image_url: Annotated[str, Field(min_length=1, max_length=URL_CHARS_MAX)]
+    image_url: Url
     file_id: None = None
     detail: Literal["auto", "low", "high"] | None = None
 
@@ -73,10 +78,22 @@ Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")
 OutputPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+_IMAGES = at_most(IMAGES_MAX, given(type={"const": "input_image"}))
+_WITHOUT_IMAGES = either({"type": "string"}, {"type": "array", "items": {"not": given(type={"const": "input_image"})}})
+
+
 class MessageItem(Form):
+    """Of messages, only a user's shows images."""
+
+    model_config = ConfigDict(
+        json_schema_extra=when(
+            {"properties": {"role": {"not": {"const": "user"}}}}, {"properties": {"content": _WITHOUT_IMAGES}}
+        )
+    )
+
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[Part], Field(max_length=PARTS_MAX)]
+    content: str | Annotated[list[Part], Field(min_length=1, max_length=PARTS_MAX, json_schema_extra=_IMAGES)]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -94,7 +111,7 @@ class CallItem(Form):
 class OutputItem(Form):
     type: Literal["function_call_output"]
     call_id: CallId
-    output: str | Annotated[list[OutputPart], Field(max_length=PARTS_MAX)]
+    output: str | Annotated[list[OutputPart], Field(min_length=1, max_length=PARTS_MAX, json_schema_extra=_IMAGES)]
     id: str | None = None
     status: str | None = None
 
@@ -176,6 +193,20 @@ class ResponsesRequest(Routed):
         "user": (),
     }
 
+    model_config = ConfigDict(
+        json_schema_extra=extra(
+            when(given(tool_choice=CALLS_ONE), given(tools=SOME)),
+            when(
+                given(input=having(given(type={"const": "function_call_output"}))),
+                given(input=having(given(type={"const": "function_call"}))),
+            ),
+            either(
+                given(instructions={"type": "string", "minLength": 1}),
+                given(input=either({"type": "string"}, having({"not": given(type={"const": "reasoning"})}))),
+            ),
+        )
+    )
+
     model: ModelName
     input: str | Annotated[list[Item], Field(min_length=1, max_length=MESSAGES_MAX)]
     instructions: str | None = None
@@ -185,7 +216,7 @@ class ResponsesRequest(Routed):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX), INTEGRAL] | None = None
     include: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=16)] | None = None
-    tools: Annotated[list[FunctionTool], Field(max_length=TOOLS_MAX)] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=TOOLS_MAX), UNIQUE] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     text: TextConfig | None = None
@@ -250,6 +281,9 @@ class ResponsesRequest(Routed):
                 last = said[-1] if said else None
                 if isinstance(last, AssistantMessage):
                     calls = [*(one.model_dump() for one in last.tool_calls or ()), call]
+                    if len(calls) > CALLS_MAX:
+                        message = f"input: at most {CALLS_MAX} function calls follow each other."
+                        raise ApiError("invalid_request", message, param="input")
                     said[-1] = AssistantMessage.model_validate({**last.model_dump(), "tool_calls": calls})
                 else:
                     said.append(AssistantMessage.model_validate({"role": "assistant", "tool_calls": [call]}))
@@ -277,7 +311,7 @@ class ResponsesRequest(Routed):
                 continue
             yield from (f"input.{name}" for name in item.idle())
             field = "output" if isinstance(item, OutputItem) else "content"
-            content = getattr(item, field, None)
+            content = getattr(item, field) if isinstance(item, OutputItem | MessageItem) else None
             for part in content if isinstance(content, list) else ():
                 yield from (f"input.{field}.{name}" for name in part.idle())
 
@@ -318,13 +352,15 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
                 "type": "function",
                 "name": tool.name,
                 "description": tool.description,
-                "parameters": tool.parameters,
+                "parameters": _exactly(tool.parameters, "tools"),
                 "strict": tool.strict,
             }
             for tool in chat.tools
         ],
-        tool_choice=form.tool_choice if isinstance(form.tool_choice, str) else _dumped(form.tool_choice) or "auto",
-        text={"format": _dumped(form.text.format if form.text else None) or {"type": "text"}},
+        tool_choice=form.tool_choice
+        if isinstance(form.tool_choice, str)
+        else _dumped(form.tool_choice, "tool_choice") or "auto",
+        text={"format": _dumped(form.text.format if form.text else None, "text.format") or {"type": "text"}},
         logprobs=chat.logprobs is not None,
     )
     return Asked(
@@ -335,5 +371,10 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
     )
 
 
-def _dumped(form: Form | None) -> dict[str, Any] | None:
-    return None if form is None else form.model_dump(by_alias=True, exclude_none=True)
+def _dumped(form: Form | None, where: str) -> orjson.Fragment | None:
+    return None if form is None else _exactly(form.model_dump(by_alias=True, exclude_none=True), where)
+
+
+def _exactly(value: Any, where: str) -> orjson.Fragment:
+    """As it was sent. Raises ApiError."""
+    return orjson.Fragment(exact_json(value, where))

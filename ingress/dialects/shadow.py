@@ -7,18 +7,19 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from ingress import surfaces
 from ingress.chat import Asked, Chat, Done, Piece, Whole
-from ingress.dialects.forms import Form, ignored_names, read_form
+from ingress.dialects import rules
+from ingress.dialects.forms import INTEGRAL, Form, ignored_names, read_form
 from schemas.errors import ApiError
 from schemas.jobs import MESSAGES_MAX, Sampling
 
 MODEL_DEFAULT = "claude-sonnet-4-20250514"
 HEALTH = {"status": "ok", "model": MODEL_DEFAULT}
 _ID_DIGITS = 12
-_NOT_OFFERED = {"context", "tools"}
+_NOT_OFFERED = ("context", "tools")
 #: Ours to theirs. A stop string is told as `stop` by nodes, so it is `end_turn` too: the form has no stop strings.
 _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
@@ -31,9 +32,11 @@ class Message(Form):
 class InferenceRequest(Form):
     """What has an effect; anything else is named in x-shiver-ignored."""
 
+    model_config = ConfigDict(json_schema_extra={"not": rules.either(*({"required": [one]} for one in _NOT_OFFERED))})
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
     model: Annotated[str, Field(min_length=1, max_length=200)] = MODEL_DEFAULT
-    max_tokens: Annotated[int, Field(ge=1, le=8192)] = 1024
+    max_tokens: Annotated[int, Field(ge=1, le=8192), INTEGRAL] = 1024
     temperature: Annotated[float, Field(ge=0, le=1)] = 0.7
     stream: bool = False
 
@@ -41,7 +44,7 @@ class InferenceRequest(Form):
 def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
     """Raises ApiError: invalid_json, invalid_request, unsupported_parameter."""
     form = read_form(InferenceRequest, body)
-    for name in _NOT_OFFERED & (form.model_extra or {}).keys():
+    for name in [name for name in _NOT_OFFERED if name in (form.model_extra or {})]:
         raise ApiError(
             "unsupported_parameter", f"{name}: enrichment with context and tools is not offered.", param=name
         )

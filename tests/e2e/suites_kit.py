@@ -26,13 +26,14 @@ FETCH_TIMEOUT_S = 600
 
 @dataclass(frozen=True)
 class Target:
-    """What the suites are pointed at. `model_2` is another chat model."""
+    """What the suites are pointed at. `model_2` is another chat model, `hoster` the provider's UUID."""
 
     base_url: str
     key: str
     model: str
     model_2: str
     embed: str
+    hoster: str = ""
 
     @property
     def env(self) -> dict[str, str]:

@@ -42,7 +42,8 @@ def test_the_docs_show_the_table_as_it_is() -> None:
 
 def test_every_code_is_raised_somewhere() -> None:
     """A row that nobody raises is a promise that nobody keeps."""
-    sources = [path.read_text() for path in (ROOT / "ingress").rglob("*.py") if path.name != "surfaces.py"]
+    told = ("surfaces.py", "openapi")  # what only tells of codes
+    sources = [path.read_text() for path in (ROOT / "ingress").rglob("*.py") if not path.name.startswith(told)]
     raised = {code for code in TABLE if any(f'"{code}"' in source for source in sources)}
     assert set(TABLE) == raised
 

@@ -21,6 +21,7 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
+HOSTER = "019A0000-0000-7000-8000-00000000000a"
 PIXEL = "data:image/png;base64,aGk="
 
 
@@ -241,7 +242,7 @@ def test_everything_that_has_an_effect_arrives() -> None:
         n=3, stop=["a", "b"], logprobs=True, top_logprobs=4, max_tokens=7, parallel_tool_calls=False,
         tools=[WEATHER], tool_choice={"type": "function", "function": {"name": "get_weather"}},
         tier="fastest", privacy_mode=True, trusted_only=True, max_latency_ms=900, fallback_models=["b"],
-        allow_hosters=["p1"], deny_hosters=["p2"],
+        allow_hosters=[HOSTER], deny_hosters=[HOSTER.replace("-", "")],
     ).chat  # fmt: skip
     assert chat.sampling == Sampling(
         temperature=0.5, top_p=0.9, seed=2**32 - 1, frequency_penalty=0.2, presence_penalty=0.3, logit_bias={5: -100}
@@ -254,7 +255,9 @@ def test_everything_that_has_an_effect_arrives() -> None:
     assert (routing.tier, routing.privacy_mode, routing.trusted_only, routing.max_latency_ms) == (
         "fastest", True, True, 900,
     )  # fmt: skip
-    assert (routing.fallback_models, routing.allow_hosters, routing.deny_hosters) == (("b",), ("p1",), ("p2",))
+    assert (routing.fallback_models, routing.allow_hosters, routing.deny_hosters) == (
+        ("b",), (HOSTER,), (HOSTER.replace("-", ""),),
+    )  # fmt: skip
 
 
 def test_response_formats() -> None:

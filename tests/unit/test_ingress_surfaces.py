@@ -140,7 +140,8 @@ async def test_the_description_names_the_statuses_of_the_path(path: str, http: h
     own = {"404"} if path == V3 else {"422", "502"}
     common = {"200", "400", "401", "402", "403", "413", "429", "500", "503"}
     assert set(operation["responses"]) == common | own
-    name = operation["responses"]["401"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    name = operation["responses"]["401"]["content"]["application/json"]["schema"]["allOf"][0]["$ref"]
+    name = name.rpartition("/")[2]
     assert name == ("NumericError" if path == V3 else "Detail")
     form = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
     assert document["components"]["schemas"][form]["properties"]["temperature"]["maximum"] == 1

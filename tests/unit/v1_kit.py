@@ -17,6 +17,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from ingress import placing
 from ingress.app import create_app
 from ingress.catalog import Model, Offers
 from ingress.chat import Chat, Piece
@@ -132,7 +133,7 @@ class ScriptedCore:
         self.dispatcher: Any = self
         self.placer: Any = self
         self.catalog: Any = SimpleNamespace(offers=self._offers)
-        self.admission: Any = SimpleNamespace(check_key=self._check_key)
+        self.admission: Any = SimpleNamespace(check_key=self._check_key, month_tokens=self._month_tokens)
         self.router: Any = SimpleNamespace(context_tokens=lambda name: 1024, living=lambda name=None: [1])
         self.egress: Any = None
 
@@ -146,10 +147,17 @@ class ScriptedCore:
     async def _offers(self) -> Offers:
         return self.offers
 
-    async def _check_key(self, key: Any, *, session_may: bool = True) -> None: ...
+    async def _check_key(self, key: Any, *, session_may: bool = True) -> SimpleNamespace:
+        return SimpleNamespace(wallet_id="w", owner_id="demo")
+
+    async def _month_tokens(self, wallet_id: str) -> tuple[str, int]:
+        return "2026-11", 7
 
     async def wish(self, chat: Chat) -> None:
-        self.offers.find(chat.model)
+        placing.wish(chat, self.offers)
+
+    async def trace(self, chat: Chat) -> str:
+        return "nodes online 1"
 
     async def open(self, request_id: str, key: Any, chat: Chat, *, counted: bool = True) -> ScriptedRequest:
         if self.refuse is not None:
