@@ -229,8 +229,13 @@ class Engine(Protocol):
         """
         ...
 
-    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts that are to be embedded: no control tokens are read, and the model's first one is added."""
+    async def tokenize_inputs(
+        self, texts: Sequence[str], *, special: bool = False, begin: bool = True
+    ) -> list[list[int]]:
+        """The ids of many texts, each as `tokenize` has it by itself; `begin` is none to an empty text.
+
+        As they are by default texts are to be embedded: no control tokens are read, the model's first one is added.
+        """
         ...
 
     def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
