@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,9 +45,11 @@ def create_app(ingress: Ingress) -> FastAPI:
         await ingress.stop()
 
     app = FastAPI(title="Shiver", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.router.redirect_slashes = False  # a redirect names the host and scheme that the client sent, and may lose its key
     app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_any_error)
 
     for path, dialect in V1.items():
@@ -105,6 +108,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     response = await _on_api_error(request, ApiError(code))
     response.headers.update(error.headers or {})  # a 405 says which methods it takes
     return response
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    """The client left in the middle of its body: nobody reads this, and it is no error of ours."""
+    return Response(status_code=400)
 
 
 async def _on_any_error(request: Request, error: Exception) -> Response:
