@@ -198,6 +198,43 @@ def test_what_is_not_supported_is_said_clearly(schema: Any, says: str) -> None:
     assert says in str(caught.value)
 
 
+LOOSE: list[tuple[Any, str, str]] = [
+    # schema, a text that it takes where it is not strict, one that it does not
+    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "[1, 1]", '["a"]'),
+    ({"type": "integer", "multipleOf": 5}, "7", "7.5"),
+    ({"type": "object", "patternProperties": {"^a": {}}, "additionalProperties": False}, '{"b": 1}', "[]"),
+    ({"properties": {"a": {"type": "string", "pattern": "^(?=a)b$"}}, "required": ["a"]}, '{"a": "x"}', '{"a": 1}'),
+    ({"properties": {"a": {"$ref": "https://example.com/x"}}, "required": ["a"]}, '{"a": [1]}', "{}"),
+    ({"properties": {"a": {"$ref": "#x"}, "b": {"$ref": "#x"}}}, '{"a": 1, "b": 2}', '{"b": 2, "a": 1}'),
+    ({"oneOf": [{"type": "integer"}, {"type": "integer", "minimum": 3}]}, "7", "x"),
+    ({"type": "object", "properties": {"a": {"type": "null"}}, "maxProperties": 1, "not": {}}, '{"a": null}', '{"b": 1}'),
+]
+
+
+@pytest.mark.parametrize(("schema", "takes_it", "does_not"), LOOSE)
+def test_what_is_not_strict_is_followed_as_far_as_it_goes(schema: Any, takes_it: str, does_not: str) -> None:
+    builder = Builder()
+    grammar = builder.grammar(schema_value(builder, schema, strict=False))
+    assert takes(grammar, takes_it)
+    assert not takes(grammar, does_not)
+    with pytest.raises(BadSchema):
+        grammar_of(schema)
+
+
+def test_what_is_wrong_is_an_error_where_it_is_not_strict_too() -> None:
+    for schema in ({"type": "strng"}, {"$ref": "#/$defs/none"}, {"enum": []}, {"minimum": 5, "maximum": 2}):
+        with pytest.raises(BadSchema):
+            schema_value(Builder(), schema, strict=False)
+
+
+def test_a_reference_is_percent_encoded_and_names_no_anchor() -> None:
+    schema = {"$defs": {"a b": {"type": "null"}, "c/d": {"type": "boolean"}}}
+    assert takes(grammar_of({**schema, "$ref": "#/$defs/a%20b"}), "null")
+    assert takes(grammar_of({**schema, "$ref": "#/$defs/c~1d"}), "true")
+    with pytest.raises(BadSchema, match="within the schema"):
+        grammar_of({"$defs": {"x": {"$anchor": "foo", "type": "null"}}, "properties": {"a": {"$ref": "#foo"}}})
+
+
 def test_too_deep_is_an_error_and_no_crash() -> None:
     schema: Any = {"type": "string"}
     for _ in range(90):
