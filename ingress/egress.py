@@ -20,7 +20,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import httptools
 
@@ -257,14 +257,21 @@ class _Answer:
 
 
 def _of_data_uri(uri: str) -> bytes:
-    """The bytes of data:<type>;base64,<data>. Raises ApiError."""
+    """The bytes of data:<type>;base64,<data>. Raises ApiError.
+
+    As browsers have it: percent-encoded, broken into lines, without padding, or in the alphabet for URLs.
+    """
     head, comma, data = uri[5:].partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise _bad_url("a data URI is data:image/png;base64,...")
+    data = "".join(unquote(data).split()).rstrip("=").translate(_PLAIN_ALPHABET)
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise _bad_image("the data URI is not valid base64.") from None
+
+
+_PLAIN_ALPHABET = str.maketrans("-_", "+/")
 
 
 def _bad_url(why: str) -> ApiError:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import orjson
 from pydantic import Discriminator, Field, Tag
 
-from ingress.dialects.forms import Form
+from ingress.dialects.forms import FIRST, Form, Word
 from schemas.errors import ApiError
 from schemas.jobs import IMAGES_MAX, TOOLS_MAX, JsonObject, JsonSchema, NamedTool, ResponseFormat, Tool
 
@@ -41,7 +41,7 @@ class ImageUrl(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"detail": ("auto",)}
 
     url: Annotated[str, Field(min_length=1, max_length=URL_CHARS_MAX)]
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Word | None = None
 
 
 class ImagePart(Form):
@@ -50,10 +50,10 @@ class ImagePart(Form):
 
 
 UserPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-Texts = str | Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX)]
-UserContent = str | Annotated[list[UserPart], Field(min_length=1, max_length=PARTS_MAX)]
+Texts = str | Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX), FIRST]
+UserContent = str | Annotated[list[UserPart], Field(min_length=1, max_length=PARTS_MAX), FIRST]
 SaidPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
-SaidContent = str | Annotated[list[SaidPart], Field(min_length=1, max_length=PARTS_MAX)]
+SaidContent = str | Annotated[list[SaidPart], Field(min_length=1, max_length=PARTS_MAX), FIRST]
 Speaker = Annotated[str, Field(max_length=128)]
 
 

@@ -13,15 +13,18 @@ from pydantic import AfterValidator, Discriminator, Field, Tag
 
 from ingress.chat import Asked, Chat
 from ingress.dialects import forms
-from ingress.dialects.forms import INTEGRAL, Form, MaxTokens, Metadata
+from ingress.dialects.forms import FIRST, INTEGRAL, Form, MaxTokens, Metadata, TopP, Word
 from ingress.dialects.openai import ModelName, Routed
 from ingress.dialects.openai_messages import (
+    CALLS_MAX,
     MESSAGES_MAX,
     PARTS_MAX,
     URL_CHARS_MAX,
     AllowedChoice,
     Arguments,
     AssistantMessage,
+    CalledFunction,
+    CalledTool,
     CallId,
     Function,
     FunctionChoice,
@@ -66,7 +69,7 @@ class ImagePart(Form):
     type: Literal["input_image"]
     image_url: Annotated[str, Field(min_length=1, max_length=URL_CHARS_MAX)]
     file_id: None = None
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Word | None = None
 
 
 Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
@@ -75,7 +78,7 @@ Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")
 class MessageItem(Form):
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[Part], Field(max_length=PARTS_MAX)]
+    content: str | Annotated[list[Part], Field(max_length=PARTS_MAX), FIRST]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -93,7 +96,7 @@ class CallItem(Form):
 class OutputItem(Form):
     type: Literal["function_call_output"]
     call_id: CallId
-    output: str | Annotated[list[TextPart], Field(max_length=PARTS_MAX)]
+    output: str | Annotated[list[TextPart], Field(max_length=PARTS_MAX), FIRST]
     id: str | None = None
     status: str | None = None
 
@@ -151,7 +154,7 @@ class TextConfig(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
 
     format: TextFormats | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Word | None = None
 
 
 def _no(value: bool) -> bool:
@@ -176,12 +179,12 @@ class ResponsesRequest(Routed):
     }
 
     model: ModelName
-    input: str | Annotated[list[Item], Field(min_length=1, max_length=MESSAGES_MAX)]
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=MESSAGES_MAX), FIRST]
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX), INTEGRAL] | None = None
     include: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=16)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=TOOLS_MAX)] | None = None
@@ -198,7 +201,7 @@ class ResponsesRequest(Routed):
     max_tool_calls: Annotated[int, Field(ge=0), INTEGRAL] | None = None
     reasoning: dict[str, Any] | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
-    service_tier: Annotated[str, Field(max_length=64)] | None = None
+    service_tier: Word | None = None
     store: bool | None = None
     stream_options: dict[str, Any] | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -245,13 +248,17 @@ class ResponsesRequest(Routed):
             if isinstance(item, MessageItem):
                 said.append(_message(item.role, item.content))
             elif isinstance(item, CallItem):
-                call = {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
+                call = CalledTool(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
                 last = said[-1] if said else None
-                if isinstance(last, AssistantMessage):
-                    calls = [*(one.model_dump() for one in last.tool_calls or ()), call]
-                    said[-1] = AssistantMessage.model_validate({**last.model_dump(), "tool_calls": calls})
+                if not isinstance(last, AssistantMessage):
+                    said.append(AssistantMessage(role="assistant", tool_calls=[call]))
+                elif last.tool_calls is None:
+                    said[-1] = last.model_copy(update={"tool_calls": [call]})
+                elif len(last.tool_calls) < CALLS_MAX:
+                    last.tool_calls.append(call)
                 else:
-                    said.append(AssistantMessage.model_validate({"role": "assistant", "tool_calls": [call]}))
+                    message = f"input: at most {CALLS_MAX} function calls follow each other."
+                    raise ApiError("invalid_request", message, param="input")
             elif isinstance(item, OutputItem):
                 output = item.output if isinstance(item.output, str) else "".join(part.text for part in item.output)
                 said.append(ToolMessage(role="tool", tool_call_id=item.call_id, content=output))
@@ -302,7 +309,7 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
         instructions=form.instructions,
         metadata=dict(form.metadata or {}),
         temperature=chat.sampling.temperature,
-        top_p=chat.sampling.top_p,
+        top_p=chat.sampling.top_p if form.top_p is None else form.top_p,
         max_output_tokens=form.max_output_tokens,
         parallel_tool_calls=chat.parallel_tool_calls,
         tools=[

@@ -1,4 +1,4 @@
-"""A client's connection, as a socket sees it: offers of other protocols, heads without an end, bodies that do not come."""
+"""A client's connection, as a socket sees it: offers of other protocols, endless heads, bodies that do not come."""
 
 from __future__ import annotations
 
@@ -120,7 +120,9 @@ async def test_a_large_body_before_the_next_head_is_no_head(said: Said) -> None:
     assert _statuses(heard) == [200, 200]
 
 
-@pytest.mark.parametrize("pieces", [[b""], [HEAD], [b"POST /v1/chat HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{", b"}"]])
+@pytest.mark.parametrize(
+    "pieces", [[b""], [HEAD], [b"POST /v1/chat HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{", b"}"]]
+)
 async def test_who_says_nothing_more_is_left(pieces: list[bytes], said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ingress.connection, "HEAD_S", 0.05)
     assert _statuses(await said(*pieces, answers=99)) in ([], [401])  # it ends, which is what is asked here

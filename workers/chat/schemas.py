@@ -3,8 +3,8 @@
 The grammar says no more than the schema allows, often less: properties come in the order in which they are declared,
 no property comes that is not declared unless the schema says what it may be, and there is no white space but a space
 behind a comma or a colon. A keyword that would narrow what is valid and is not known here is an error (`BadSchema`);
-one that only describes is passed over. Where the schema is not strict such a keyword is passed over too, and a part that
-cannot be followed may be any value of its type.
+one that only describes is passed over. Where the schema is not strict such a keyword is passed over too, and a part
+that cannot be followed may be any value of its type.
 """
 
 from __future__ import annotations

@@ -51,7 +51,10 @@ class PromptTooLong(GenerationInvalid):
     """
 
     def __init__(self, prompt_tokens: int, limit_tokens: int) -> None:
-        super().__init__(f"the prompt has {prompt_tokens} tokens, this model takes at most {limit_tokens}")
+        super().__init__(
+            f"This model's maximum context length is {limit_tokens + 1} tokens; the prompt has {prompt_tokens},"
+            " and one is needed for the answer."
+        )
         self.prompt_tokens = prompt_tokens
         self.limit_tokens = limit_tokens
 

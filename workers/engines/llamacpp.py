@@ -232,6 +232,8 @@ class LlamaCppEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         """See Engine.generate."""
         loaded = self._require_loaded()
+        if any(image[:4] == b"RIFF" and image[8:12] == b"WEBP" for image in generation.images):
+            raise NotSupported("this model reads no WebP: send PNG, JPEG or GIF")
         budget = budget_tokens(generation, loaded.facts)
         if budget == 0:  # llama.cpp would bring one token all the same
             yield Piece((), "", "length")

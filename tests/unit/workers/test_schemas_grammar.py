@@ -207,7 +207,11 @@ LOOSE: list[tuple[Any, str, str]] = [
     ({"properties": {"a": {"$ref": "https://example.com/x"}}, "required": ["a"]}, '{"a": [1]}', "{}"),
     ({"properties": {"a": {"$ref": "#x"}, "b": {"$ref": "#x"}}}, '{"a": 1, "b": 2}', '{"b": 2, "a": 1}'),
     ({"oneOf": [{"type": "integer"}, {"type": "integer", "minimum": 3}]}, "7", "x"),
-    ({"type": "object", "properties": {"a": {"type": "null"}}, "maxProperties": 1, "not": {}}, '{"a": null}', '{"b": 1}'),
+    (
+        {"type": "object", "properties": {"a": {"type": "null"}}, "maxProperties": 1, "not": {}},
+        '{"a": null}',
+        '{"b": 1}',
+    ),
 ]
 
 
