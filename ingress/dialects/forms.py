@@ -61,7 +61,7 @@ _NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
 
 
 class _First(FailFast):
-    __hash__ = object.__hash__  # unions ask for it
+    __hash__ = object.__hash__  # type: ignore[assignment]  # unions ask for it
 
 
 #: Of a list: what is wrong with its first bad member is told, and the others are not looked at. Without it a body of

@@ -69,6 +69,7 @@ class Answer:
         self._open: _Item | None = None
         self._call_index = -1
         self._sequence = 0
+        self._logprobs: list[Any] = []  # told, and not written yet
 
     def begin(self) -> bytes:
         response = self._response("in_progress", [], None)
@@ -78,15 +79,19 @@ class Answer:
 
     def delta(self, piece: Piece) -> bytes:
         out = b""
-        if piece.text or piece.logprobs:
+        # Of a call the log probabilities come before it is known to be one: they open no message.
+        if self._echo.logprobs:
+            self._logprobs += [logprob_of(token) for token in piece.logprobs]
+        if piece.text:
             if self._open is None or self._open.name:
                 out += self._begin_item(_Item(f"msg_{self._request_id}_{len(self._items)}", len(self._items)))
             assert self._open is not None
-            logprobs = [logprob_of(token) for token in piece.logprobs] if self._echo.logprobs else []
+            logprobs, self._logprobs = self._logprobs, []
             self._open.text += piece.text
             self._open.logprobs += logprobs
             out += self._of_item("response.output_text.delta", content_index=0, delta=piece.text, logprobs=logprobs)
         for call in piece.tool_calls:
+            self._logprobs = []
             out += self._call(call)
         return out
 
@@ -144,6 +149,7 @@ class Answer:
         if item.name:
             out = self._of_item("response.function_call_arguments.done", name=item.name, arguments=item.text)
         else:
+            item.logprobs += self._logprobs  # of what a stop string took
             out = self._of_item(
                 "response.output_text.done", content_index=0, text=item.text, logprobs=item.logprobs
             ) + self._of_item("response.content_part.done", content_index=0, part=item.part())

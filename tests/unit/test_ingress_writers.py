@@ -185,6 +185,21 @@ def test_a_response_as_events() -> None:
     assert b"[DONE]" not in data
 
 
+def test_the_logprobs_of_a_call_open_no_message() -> None:
+    response = writer(openai_responses, input="hi", include=["message.output_text.logprobs"])
+    told = TokenLogprob(id=5, text="<", bytes=(60,), logprob=-0.1, top=())
+    data = response.begin() + response.delta(Piece("", 1, logprobs=(told,)))
+    data += response.delta(Piece("", 1, logprobs=(told,), tool_calls=(ToolDelta(index=0, id="c", name="f"),)))
+    data += response.delta(Piece("", 1, logprobs=(told,), tool_calls=(ToolDelta(index=0, arguments="{}"),)))
+    last = events(data + response.end(DONE._replace(finishes=["tool_calls"])))[-1]["response"]
+    assert [item["type"] for item in last["output"]] == ["function_call"]
+    held = writer(openai_responses, input="hi", include=["message.output_text.logprobs"])
+    data = held.begin() + held.delta(Piece("", 1, logprobs=(told,))) + held.delta(Piece("<a", 1, logprobs=(told,)))
+    data += held.delta(Piece("", 1, logprobs=(told,)))
+    (item,) = events(data + held.end(DONE))[-1]["response"]["output"]
+    assert [one["token"] for one in item["content"][0]["logprobs"]] == ["<"] * 3
+
+
 @pytest.mark.parametrize(("finish", "status"), [("stop", "completed"), ("length", "incomplete")])
 def test_a_whole_response_and_one_that_ran_out(finish: str, status: str) -> None:
     done = DONE._replace(finishes=[finish])
