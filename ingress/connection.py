@@ -30,6 +30,7 @@ class Connection(HttpToolsProtocol):
 
     _patience: asyncio.TimerHandle | None = None
     _in_head = True
+    _moved = False
     _head_bytes = 0
     _declining = False
 
@@ -43,15 +44,15 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        began_in_head = self._in_head
+        self._moved = False
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
             cause = error.__context__
             self._refuse(cause if isinstance(cause, ApiError) else ApiError("invalid_request", "This is no HTTP."))
             return
-        # What came with the end of a request before it does not count: it may be a large body's.
-        self._head_bytes = self._head_bytes + len(data) if began_in_head and self._in_head else 0
+        # What came together with the end of a head, or of a body, is not counted.
+        self._head_bytes = self._head_bytes + len(data) if self._in_head and not self._moved else 0
         if self._head_bytes > HEAD_BYTES_MAX:
             self._refuse(_too_large())
         elif self.cycle is None or self.cycle.response_complete:
@@ -74,13 +75,13 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._declining:
             return
-        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES_MAX:
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_BYTES_MAX:
             raise _too_large()
-        self._in_head = False
+        self._in_head, self._moved = False, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        self._in_head = True
+        self._in_head, self._moved = True, True
         super().on_message_complete()
 
     def _should_upgrade(self) -> bool:

@@ -113,6 +113,11 @@ async def test_what_is_no_request_is_refused_in_our_form_and_closed(
     assert json.loads(heard.split(b"\r\n\r\n")[1])["error"]["code"] == "invalid_request"
 
 
+async def test_many_requests_on_a_connection_are_no_long_head(said: Said) -> None:
+    heard = await said(*[HEAD + LENGTH + b"\r\n" + BODY] * 300, answers=300)
+    assert _statuses(heard) == [200] * 300
+
+
 async def test_a_large_body_before_the_next_head_is_no_head(said: Said) -> None:
     large = json.dumps({"model": "m", "messages": [{"role": "user", "content": "a" * 500_000}]}).encode()
     first = HEAD + b"content-length: %d\r\n\r\n" % len(large) + large

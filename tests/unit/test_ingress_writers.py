@@ -189,7 +189,9 @@ def test_the_logprobs_of_a_call_open_no_message() -> None:
     response = writer(openai_responses, input="hi", include=["message.output_text.logprobs"])
     told = TokenLogprob(id=5, text="<", bytes=(60,), logprob=-0.1, top=())
     data = response.begin() + response.delta(Piece("", 1, logprobs=(told,)))
-    data += response.delta(Piece("", 1, logprobs=(told,), tool_calls=(ToolDelta(index=0, id="c", name="f"),)))
+    data += response.delta(
+        Piece("", 1, logprobs=(told,), tool_calls=(ToolDelta(index=0, id=f"call_{0:024x}", name="f"),))
+    )
     data += response.delta(Piece("", 1, logprobs=(told,), tool_calls=(ToolDelta(index=0, arguments="{}"),)))
     last = events(data + response.end(DONE._replace(finishes=["tool_calls"])))[-1]["response"]
     assert [item["type"] for item in last["output"]] == ["function_call"]
