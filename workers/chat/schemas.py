@@ -17,6 +17,7 @@ from urllib.parse import unquote
 
 from workers.chat import numerals
 from workers.chat.patterns import BadPattern, pattern
+from workers.chat.readings import READINGS_MAX, readings
 from workers.chat.schema_values import (
     DEPTH_MAX,
     BadSchema,
@@ -75,8 +76,14 @@ def any_object(builder: Builder) -> Alternative:
 def schema_value(builder: Builder, schema: Mapping[str, Any] | bool, *, strict: bool = True) -> Alternative:
     """A value that validates against the schema, or nearly so where it is not strict. Raises BadSchema."""
     check_size(schema)
+    converter = Converter(builder, schema, strict=strict)
+    if readings(schema, converter.target) > READINGS_MAX:
+        if strict:
+            raise Unfollowed((), "it can be read in too many ways: put what tells the parts of an anyOf apart first")
+        is_object = isinstance(schema, Mapping) and schema.get("type") == "object"
+        return (converter.generic("object" if is_object else "value"),)
     try:
-        return Converter(builder, schema, strict=strict).value(schema, ())
+        return converter.value(schema, ())
     except GrammarTooLarge as error:
         raise BadSchema((), str(error)) from None
 
@@ -185,13 +192,21 @@ class Converter:
         if narrowing:
             raise Unfollowed((*where, "$ref"), f"it stands beside {narrowing[0]}, which is not supported")
         pointer = schema["$ref"]
-        target = self._resolve(pointer, where)
+        target = self.resolve(pointer, where)
         if pointer not in self._refs:
             name = self._refs[pointer] = self._builder.name()
             self._builder.define(name, self.value(target, ("$ref",)))
         return (self._refs[pointer],)
 
-    def _resolve(self, pointer: Any, where: tuple[str, ...]) -> Any:
+    def target(self, pointer: Any) -> Any:
+        """What a reference points to, True where it is none that is followed. Raises BadSchema."""
+        try:
+            return self.resolve(pointer, ())
+        except Unfollowed:
+            return True
+
+    def resolve(self, pointer: Any, where: tuple[str, ...]) -> Any:
+        """What a reference points to. Raises BadSchema."""
         if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
             raise Unfollowed((*where, "$ref"), "only references within the schema (#/...) are supported")
         at: Any = self._document
@@ -217,7 +232,7 @@ class Converter:
             place = (*where, "allOf", str(number))
             for _ in range(DEPTH_MAX):
                 if isinstance(part, Mapping) and set(part) - {"description", "title"} == {"$ref"}:
-                    part = self._resolve(part["$ref"], place)
+                    part = self.resolve(part["$ref"], place)
             if not isinstance(part, Mapping):
                 raise BadSchema(place, "it is no object")
             for keyword, value in part.items():
@@ -269,7 +284,7 @@ class Converter:
         for part in parts:
             for _ in range(DEPTH_MAX):
                 if isinstance(part, Mapping) and "$ref" in part:
-                    part = self._resolve(part["$ref"], where)
+                    part = self.resolve(part["$ref"], where)
             if not isinstance(part, Mapping):
                 return False
             values = [part["const"]] if "const" in part else part.get("enum")
