@@ -32,6 +32,8 @@ from schemas.jobs import Image
 #: Of one image, and of all of a request: a job has to fit into a record of 8 MiB, in base64.
 IMAGE_BYTES_MAX = 4 * 2**20
 REQUEST_BYTES_MAX = 4 * 2**20
+#: A node holds them all at once, at up to 16 bytes a pixel.
+REQUEST_PIXELS_MAX = 4 * pictures.PIXELS_MAX
 URL_CHARS_MAX = 2048
 HEAD_BYTES_MAX = 32_768
 RESOLVE_S = 5.0
@@ -119,6 +121,8 @@ class Egress:
         found = [by_url[url] for url in chat.image_urls]
         if sum(len(picture.data) for picture in found) > REQUEST_BYTES_MAX:
             raise _bad_image(f"the images of a request have at most {REQUEST_BYTES_MAX // 2**20} MiB together.")
+        if sum(picture.width * picture.height for picture in found) > REQUEST_PIXELS_MAX:
+            raise _bad_image(f"the images of a request have at most {REQUEST_PIXELS_MAX} pixels together.")
         images = [Image(media_type=one.media_type, data=base64.b64encode(one.data).decode()) for one in found]
         return replace(chat, images=tuple(images), image_bound_tokens=sum(pictures.bound_tokens(one) for one in found))
 

@@ -337,6 +337,15 @@ async def test_images_have_a_size_together(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.code == "invalid_image"
 
 
+async def test_images_have_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egressing, "REQUEST_PIXELS_MAX", 799)
+    uri = "data:image/png;base64," + base64.b64encode(png(20, 20)).decode()
+    assert (await Egress().with_images(Chat("m", image_urls=(uri,)))).images
+    with pytest.raises(ApiError, match="799 pixels") as caught:
+        await Egress().with_images(Chat("m", image_urls=(uri, uri)))
+    assert caught.value.code == "invalid_image"
+
+
 @pytest.mark.parametrize("head", ["data:image/png;base64,", "DATA:Image/PNG;charset=utf-8;BASE64,", "data:;base64, "])
 @pytest.mark.parametrize(
     "written",
