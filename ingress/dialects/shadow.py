@@ -33,7 +33,7 @@ class InferenceRequest(Form):
     """What has an effect; anything else is named in x-shiver-ignored. null is what the default is."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
-    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    model: Annotated[str, Field(min_length=1, max_length=200)] = MODEL_DEFAULT
     max_tokens: Annotated[int, Field(ge=1, le=8192), INTEGRAL] | None = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     stream: bool | None = None
@@ -46,15 +46,14 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
         raise ApiError(
             "unsupported_parameter", f"{name}: enrichment with context and tools is not offered.", param=name
         )
-    model = form.model or MODEL_DEFAULT
     chat = Chat(
-        model=model,
+        model=form.model,
         messages=[{"role": message.role, "content": message.content} for message in form.messages],
         sampling=Sampling(**sampling_of(form)),
         max_tokens=form.max_tokens or MAX_TOKENS_DEFAULT,
     )
     ignored = ignored_names(_idle(form), headers)
-    return Asked(chat, bool(form.stream), lambda request_id, _: Answer(request_id, model), ignored)
+    return Asked(chat, bool(form.stream), lambda request_id, _: Answer(request_id, form.model), ignored)
 
 
 def _idle(form: InferenceRequest) -> Iterator[str]:

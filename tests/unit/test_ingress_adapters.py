@@ -38,7 +38,7 @@ def test_defaults_are_the_documented_ones() -> None:
 def test_null_is_the_default() -> None:
     plain, nulls = _v3(), _v3(**dict.fromkeys(("stream", "temperature", "max_tokens", "top_p", "presence_penalty")))
     assert (nulls.chat, nulls.stream, nulls.ignored) == (plain.chat, False, ())
-    plain, nulls = _inference(), _inference(**dict.fromkeys(("stream", "temperature", "max_tokens", "model")))
+    plain, nulls = _inference(), _inference(**dict.fromkeys(("stream", "temperature", "max_tokens")))
     assert (nulls.chat, nulls.stream, nulls.ignored) == (plain.chat, False, ())
     assert _inference(max_tokens=10.0).chat.max_tokens == 10
 
