@@ -12,6 +12,7 @@ import uvloop
 
 from ingress.app import create_app
 from ingress.bootstrap import Ingress
+from ingress.connection import Connection
 from ingress.lanes import POOL_MAX, POOL_START
 from schemas.settings import Settings
 
@@ -33,7 +34,8 @@ async def serve() -> int:
         host=os.environ.get("SHRK_HOST", "127.0.0.1"),
         port=int(os.environ.get("SHRK_PORT", "8080")),
         loop="none",
-        http="httptools",
+        http=Connection,
+        ws="none",
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=int(drain_s),

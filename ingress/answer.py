@@ -26,6 +26,8 @@ PING_S = 10.0
 SEND_TIMEOUT_S = 60.0
 _READ_S = 3600.0
 
+#: nginx gathers an answer before it passes it on, unless it is told not to.
+_UNBUFFERED = (b"x-accel-buffering", b"no")
 _HOW = {"stop": How.STOP, "length": How.LENGTH, "tool_calls": How.TOOL_CALLS}
 
 
@@ -133,7 +135,7 @@ class ChatAnswer:
 
     async def _begin(self, send: Send) -> None:
         self._begun = True
-        headers = [*self._request.headers, *self._headers, (b"cache-control", b"no-cache")]
+        headers = [*self._request.headers, *self._headers, (b"cache-control", b"no-cache"), _UNBUFFERED]
         await _start(send, 200, b"text/event-stream; charset=utf-8", headers)
         self._opening = self._form.begin()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -44,11 +46,13 @@ def create_app(ingress: Ingress) -> FastAPI:
         await ingress.stop()
 
     app = FastAPI(title="Shiver", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    # A redirect would name the Host that the client sent, over http, and a client that follows it may lose its key.
+    app.router.redirect_slashes = False
     app.add_middleware(cors.Cors)
     app.add_middleware(RequestIds)  # the outermost: a preflight has an id too
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_any_error)
+    app.add_exception_handler(ClientDisconnect, _on_client_gone)
 
     for path, dialect in V1.items():
         app.add_route(path, endpoint(ingress, dialect), methods=["POST"])
@@ -71,8 +75,12 @@ def create_app(ingress: Ingress) -> FastAPI:
     return app
 
 
+class BrokeOff(Exception):
+    """An answer that had begun cannot go on; the server closes the connection."""
+
+
 class RequestIds:
-    """Gives every request its id and puts it on every answer, errors included."""
+    """Gives every request its id and puts it on every answer, errors included; ours too."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -83,12 +91,28 @@ class RequestIds:
         request_id = new_request_id()
         scope.setdefault("state", {})["request_id"] = request_id
 
+        begun = False
+
         async def send_with_id(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 message["headers"] = [*message.get("headers", ()), (b"x-shiver-request-id", request_id.encode())]
             await send(message)
 
-        return await self._app(scope, receive, send_with_id)
+        try:
+            return await self._app(scope, receive, send_with_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is answered and told in the log
+            # Where it happened and never what it says: an exception's text may hold what a user wrote.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("request %s failed: %s\n%s", request_id, type(error).__name__, where)
+        if begun:
+            raise BrokeOff
+        refused = surfaces.refusal(scope["path"], ApiError("internal_error"))
+        response = Response(refused.body, refused.status, refused.headers, "application/json")
+        if scope["path"].startswith(cors.PATHS):  # Cors is inside, and the error came past it
+            response.headers.update({name.decode(): value.decode() for name, value in cors.HEADERS})
+        return await response(scope, receive, send_with_id)
 
 
 def _json(status: int, data: Any, headers: dict[str, str] | None = None) -> Response:
@@ -109,10 +133,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-async def _on_any_error(request: Request, error: Exception) -> Response:
-    log.error("request %s failed: %s", request.state.request_id, type(error).__name__, exc_info=error)
-    response = await _on_api_error(request, ApiError("internal_error"))
-    response.headers["x-shiver-request-id"] = request.state.request_id  # this handler stands outside RequestIds
-    if request.url.path.startswith(cors.PATHS):  # and outside Cors
-        response.headers.update({name.decode(): value.decode() for name, value in cors.HEADERS})
-    return response
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    """The client left in the middle of its body: nobody reads this, and it is no error of ours."""
+    return Response(status_code=400)

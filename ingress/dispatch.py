@@ -202,7 +202,8 @@ class Request:
             now_s = time.monotonic()
             if now_s >= until_s:
                 return None
-            judged_s = self._heard_s + (replies.CLAIM_TIMEOUT_S if self._tally.seq == 0 else replies.SILENCE_TIMEOUT_S)
+            claim_s = replies.claim_timeout_s(len(self.chat.images))
+            judged_s = self._heard_s + (claim_s if self._tally.seq == 0 else replies.SILENCE_TIMEOUT_S)
             values = await self._lane.read(min(until_s, max(judged_s, now_s + 0.05)) - now_s)
             if values:
                 self._heard_s = time.monotonic()

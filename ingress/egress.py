@@ -20,7 +20,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import httptools
 
@@ -32,6 +32,8 @@ from schemas.jobs import Image
 #: Of one image, and of all of a request: a job has to fit into a record of 8 MiB, in base64.
 IMAGE_BYTES_MAX = 4 * 2**20
 REQUEST_BYTES_MAX = 4 * 2**20
+#: A node holds them all at once, at up to 16 bytes a pixel.
+REQUEST_PIXELS_MAX = 4 * pictures.PIXELS_MAX
 URL_CHARS_MAX = 2048
 HEAD_BYTES_MAX = 32_768
 RESOLVE_S = 5.0
@@ -119,6 +121,8 @@ class Egress:
         found = [by_url[url] for url in chat.image_urls]
         if sum(len(picture.data) for picture in found) > REQUEST_BYTES_MAX:
             raise _bad_image(f"the images of a request have at most {REQUEST_BYTES_MAX // 2**20} MiB together.")
+        if sum(picture.width * picture.height for picture in found) > REQUEST_PIXELS_MAX:
+            raise _bad_image(f"the images of a request have at most {REQUEST_PIXELS_MAX} pixels together.")
         images = [Image(media_type=one.media_type, data=base64.b64encode(one.data).decode()) for one in found]
         return replace(chat, images=tuple(images), image_bound_tokens=sum(pictures.bound_tokens(one) for one in found))
 
@@ -257,14 +261,21 @@ class _Answer:
 
 
 def _of_data_uri(uri: str) -> bytes:
-    """The bytes of data:<type>;base64,<data>. Raises ApiError."""
+    """The bytes of data:<type>;base64,<data>. Raises ApiError.
+
+    As browsers have it: percent-encoded, broken into lines, without padding, or in the alphabet for URLs.
+    """
     head, comma, data = uri[5:].partition(",")
     if not comma or not head.lower().endswith(";base64"):
         raise _bad_url("a data URI is data:image/png;base64,...")
+    data = "".join(unquote(data).split()).rstrip("=").translate(_PLAIN_ALPHABET)
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode(data + "=" * (-len(data) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise _bad_image("the data URI is not valid base64.") from None
+
+
+_PLAIN_ALPHABET = str.maketrans("-_", "+/")
 
 
 def _bad_url(why: str) -> ApiError:

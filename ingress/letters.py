@@ -43,6 +43,6 @@ def job(
         logprobs=chat.logprobs,
         echo=chat.echo,
         dimensions=chat.dimensions,
-        expires_at_ms=now_ms + int(replies.CLAIM_TIMEOUT_S * 1000),
+        expires_at_ms=now_ms + int(replies.claim_timeout_s(len(chat.images)) * 1000),
         deadline_at_ms=now_ms + int(deadline_s * 1000),
     )

@@ -21,7 +21,7 @@ from ingress.dialects.openai import ChatRequest
 from ingress.dialects.openai_completions import CompletionRequest
 from ingress.dialects.openai_embeddings import EmbeddingRequest
 from ingress.dialects.openai_responses import ResponsesRequest
-from ingress.dialects.rules import given, having, when
+from ingress.dialects.rules import either, given, having, when
 from ingress.dialects.shadow import InferenceRequest
 from ingress.dialects.shreyansh import ShreyanshRequest
 from ingress.openapi_answers import ANSWERS, CHUNKS, REF, events

@@ -5,6 +5,7 @@ A dialect's router adds a route with `endpoint(ingress, dialect)`; nothing else 
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
@@ -22,6 +23,7 @@ from schemas.errors import ApiError
 from schemas.keys import ApiKey
 
 BODY_BYTES_MAX = 1_048_576
+BODY_S = 60.0
 ROUTE_CHARS_MAX = 4000
 
 
@@ -83,12 +85,17 @@ def check_length(request: HttpRequest) -> None:
 
 
 async def read_body(request: HttpRequest) -> bytes:
-    """At most BODY_BYTES_MAX bytes, whatever was declared. Raises ApiError request_too_large."""
+    """At most BODY_BYTES_MAX bytes in BODY_S, whatever was declared. Raises ApiError: request_too_large, or a 408."""
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
-        size += len(part)
-        if size > BODY_BYTES_MAX:
-            raise ApiError("request_too_large")
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                size += len(part)
+                if size > BODY_BYTES_MAX:
+                    raise ApiError("request_too_large")
+                parts.append(part)
+    except TimeoutError:
+        late = f"The request body did not come within {BODY_S:.0f} s."
+        raise ApiError("invalid_request", late, status=408, headers={"connection": "close"}) from None
     return b"".join(parts)

@@ -20,6 +20,8 @@ from schemas.event_base import RequestId
 
 ALIVE_INTERVAL_S = 0.5
 CLAIM_TIMEOUT_S = 2.0
+#: In its stead where there are images: a claim says how many tokens they are, so the model has to look at them first.
+CLAIM_IMAGES_TIMEOUT_S = 30.0
 SILENCE_TIMEOUT_S = 2.0
 
 CHOICES_MAX = 8
@@ -28,6 +30,12 @@ TOKEN_BYTES_MAX = 1024
 #: Base64 of 8,192 numbers of four bytes.
 VECTOR_CHARS_MAX = 43_692
 INPUTS_MAX = 2048
+
+
+def claim_timeout_s(images: int) -> float:
+    """How long a node may take from a job to its claim."""
+    return CLAIM_IMAGES_TIMEOUT_S if images else CLAIM_TIMEOUT_S
+
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 ChoiceIndex = Annotated[int, Field(ge=0, lt=CHOICES_MAX)]

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LOAD_S_MAX = 600.0
 UNLOAD_S_MAX = 15.0
+#: Longer messages are rendered beside the event loop.
+RENDER_CHARS_MAX = 65_536
 
 
 class BadMessages(ValueError):
@@ -188,7 +190,12 @@ class Served:
         messages = [marks.plain(message) for message in messages_for(form, job.messages)]
         if instruction := format_instruction(job.response_format):
             messages = _with_instruction(messages, instruction)
-        prompt = self.template.render(messages, tools=described(job.tools) if form is not None else None)
+        tools = described(job.tools) if form is not None else None
+        if sum(len(message.get("content") or "") for message in messages) > RENDER_CHARS_MAX:
+            # In a thread, as a constraint: a mebibyte of control tokens costs half a second.
+            prompt = await asyncio.to_thread(self.template.render, messages, tools=tools)
+        else:
+            prompt = self.template.render(messages, tools=tools)
         ids: list[int] = []
         for stretch in marks.split(prompt):
             ids += [IMAGE] if stretch is None else await prompt_ids(self.engine, stretch)

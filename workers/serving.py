@@ -19,6 +19,8 @@ from workers.served import Served, Work
 
 #: Vectors wait while the lane holds more than this without an ack: they are made faster than Kafka takes them.
 VECTOR_BYTES_HELD_MAX = 256 * 1024
+#: Below it a draw is greedy in effect; and far below (1e-38) llama.cpp divides into infinity and says anything.
+TEMPERATURE_MIN = 1e-6
 _PACE_S = 0.005
 
 
@@ -112,6 +114,8 @@ class Serving:
         attempt, job = self._attempt, self._attempt.job
         seed = job.sampling.seed
         sampling = Sampling(**job.sampling.model_dump())
+        if sampling.temperature < TEMPERATURE_MIN:
+            sampling = replace(sampling, temperature=0.0)
         generation = Generation(
             prompt_ids=work.prompt_ids,
             prefix_ids=job.prefix_ids,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import orjson
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 
 from schemas.errors import ApiError
 
@@ -21,6 +21,8 @@ IGNORED_MAX = 32
 STOPS_MAX = 4
 STOP_CHARS_MAX = 256
 MAX_TOKENS_MAX = 10**7
+#: What 0 asks for, and engines do not take: the likeliest token alone.
+TOP_P_MIN = 1e-6
 LOGIT_BIAS_MAX = 300
 
 
@@ -40,6 +42,9 @@ INTEGRALS = BeforeValidator(_integrals)
 Stop = Annotated[str, Field(min_length=1, max_length=STOP_CHARS_MAX)]
 Stops = Stop | Annotated[list[Stop], Field(max_length=STOPS_MAX)]
 MaxTokens = Annotated[int, Field(ge=0, le=MAX_TOKENS_MAX), INTEGRAL]
+TopP = Annotated[float, Field(ge=0, le=1)]
+#: Of what has no effect here: values come and go with OpenAI's models.
+Word = Annotated[str, Field(max_length=64)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), INTEGRAL]
 #: A bias of 0 is none, whatever its key.
@@ -57,7 +62,18 @@ Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 
+#: Some write it before a text; RFC 8259 lets a reader pass over it.
+_UTF8_MARK = b"\xef\xbb\xbf"
 _NO_NAME = re.compile(r"[^A-Za-z0-9_.-]")
+
+
+class _First(FailFast):
+    __hash__ = object.__hash__  # type: ignore[assignment]  # unions ask for it
+
+
+#: Of a list: what is wrong with its first bad member is told, and the others are not looked at. Without it a body of
+#: a mebibyte has three hundred thousand errors, and makes everybody wait a second for one of them.
+FIRST = _First()
 
 
 class Form(BaseModel):
@@ -86,7 +102,7 @@ _F = TypeVar("_F", bound=BaseModel)
 def read_form(form: type[_F], body: bytes) -> _F:
     """Raises ApiError invalid_json or invalid_request; it names the field and never repeats what was in it."""
     try:
-        return form.model_validate_json(body)
+        return form.model_validate_json(body.removeprefix(_UTF8_MARK))
     except ValidationError as error:
         # Of a union each member reports its own errors: the one that read deepest says what was meant.
         first, *rest = error.errors(include_input=False, include_url=False)
@@ -95,7 +111,8 @@ def read_form(form: type[_F], body: bytes) -> _F:
             [first, *same], key=lambda one: (one["loc"][-1:] == ("type",), one["type"] not in _SHAPES, len(one["loc"]))
         )
         if worst["type"] == "json_invalid":
-            raise ApiError("invalid_json") from None
+            why = worst["msg"].removeprefix("Invalid JSON: ")  # words and a place, nothing of the body
+            raise ApiError("invalid_json", f"The body is not valid JSON: {why}.") from None
         path = _path(worst["loc"], worst["type"] == "missing", body)
         message = worst["msg"].removeprefix("Value error, ")
         if worst["type"] == "union_tag_invalid":  # pydantic's own words repeat the input
@@ -144,6 +161,8 @@ def sampling_of(form: Any) -> dict[str, Any]:
     names = ("temperature", "top_p", "frequency_penalty", "presence_penalty", "seed", "logit_bias")
     given: dict[str, Any] = {name: getattr(form, name) for name in names if name in type(form).model_fields}
     seed = given.get("seed")
+    if given.get("top_p") == 0:
+        given["top_p"] = TOP_P_MIN
     given["seed"] = None if seed is None else seed % 2**32
     given["logit_bias"] = token_biases(given.get("logit_bias")) or None
     return {name: value for name, value in given.items() if value is not None}

@@ -13,7 +13,19 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from ingress.chat import ANYWHERE, Asked, Chat, Routing
 from ingress.dialects import forms
-from ingress.dialects.forms import INTEGRAL, Form, LogitBias, MaxTokens, Metadata, Penalty, Seed, Stops
+from ingress.dialects.forms import (
+    FIRST,
+    INTEGRAL,
+    Form,
+    LogitBias,
+    MaxTokens,
+    Metadata,
+    Penalty,
+    Seed,
+    Stops,
+    TopP,
+    Word,
+)
 from ingress.dialects.openai_answer import Answer
 from ingress.dialects.openai_messages import (
     MESSAGES_MAX,
@@ -51,7 +63,7 @@ def _hoster(value: str) -> str:
 
 
 Hoster = Annotated[str, AfterValidator(_hoster), Field(json_schema_extra={"pattern": HOSTER_PATTERN})]
-Hosters = Annotated[list[Hoster], Field(max_length=HOSTERS_MAX)]
+Hosters = Annotated[list[Hoster], Field(max_length=HOSTERS_MAX), FIRST]
 #: A choice that needs functions to choose from.
 CALLS_ONE = either({"const": "required"}, OBJECT)
 _OLD_CALL = given(role={"const": "assistant"}, function_call=OBJECT)
@@ -119,11 +131,11 @@ class ChatRequest(Routed):
     }
 
     model: ModelName
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX), FIRST]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES_MAX), INTEGRAL] | None = None
@@ -148,13 +160,13 @@ class ChatRequest(Routed):
     prediction: dict[str, Any] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=1024)] | None = None
     prompt_cache_options: dict[str, Any] | None = None
-    prompt_cache_retention: Annotated[str, Field(max_length=64)] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    prompt_cache_retention: Word | None = None
+    reasoning_effort: Word | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
-    service_tier: Annotated[str, Field(max_length=64)] | None = None
+    service_tier: Word | None = None
     store: bool | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Word | None = None
     web_search_options: dict[str, Any] | None = None
 
     @property

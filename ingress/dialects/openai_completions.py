@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field
 
 from ingress.chat import Asked, Chat, Done, Piece, Whole
 from ingress.dialects import forms
-from ingress.dialects.forms import INTEGRAL, INTEGRALS, LogitBias, MaxTokens, Penalty, Seed, Stops
+from ingress.dialects.forms import FIRST, INTEGRAL, INTEGRALS, LogitBias, MaxTokens, Penalty, Seed, Stops, TopP
 from ingress.dialects.openai import ModelName, Routed, StreamOptions
 from ingress.dialects.openai_answer import usage
 from ingress.dialects.rules import either, extra, given, when
@@ -29,8 +29,8 @@ PROMPTS_MAX = 16
 PROMPT_IDS_MAX = 131_072
 MAX_TOKENS_DEFAULT = 16
 
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=PROMPT_IDS_MAX), INTEGRALS]
-Many = Annotated[list[Annotated[str, Field(min_length=1)] | Ids], Field(min_length=1, max_length=PROMPTS_MAX)]
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=PROMPT_IDS_MAX), FIRST, INTEGRALS]
+Many = Annotated[list[Annotated[str, Field(min_length=1)] | Ids], Field(min_length=1, max_length=PROMPTS_MAX), FIRST]
 
 _IN_TEXT = either({"type": "string"}, {"type": "array", "items": {"type": "string"}})
 
@@ -58,7 +58,7 @@ class CompletionRequest(Routed):
     stream_options: StreamOptions | None = None
     max_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES_MAX), INTEGRAL] | None = None
     best_of: Annotated[int, Field(ge=0, le=20, json_schema_extra={"maximum": CHOICES_MAX}), INTEGRAL] | None = None
     echo: bool | None = None

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ingress.chat import Asked, Chat, Done, Piece, Whole
 from ingress.dialects import forms
-from ingress.dialects.forms import INTEGRAL, INTEGRALS
+from ingress.dialects.forms import FIRST, INTEGRAL, INTEGRALS
 from ingress.dialects.openai import ModelName, Routed
 from ingress.dialects.openai_completions import prompts_of
 from schemas.errors import ApiError
@@ -20,8 +20,8 @@ from schemas.jobs import DIMENSIONS_MAX, PROMPTS_MAX, TokenId
 INPUT_IDS_MAX = 131_072
 
 Text = Annotated[str, Field(min_length=1)]
-Ids = Annotated[list[TokenId], Field(min_length=1, max_length=INPUT_IDS_MAX), INTEGRALS]
-Many = Annotated[list[Text | Ids], Field(min_length=1, max_length=PROMPTS_MAX)]
+Ids = Annotated[list[TokenId], Field(min_length=1, max_length=INPUT_IDS_MAX), FIRST, INTEGRALS]
+Many = Annotated[list[Text | Ids], Field(min_length=1, max_length=PROMPTS_MAX), FIRST]
 
 
 class EmbeddingRequest(Routed):

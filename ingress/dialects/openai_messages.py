@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
-from ingress.dialects.forms import Form
+from ingress.dialects.forms import FIRST, Form, Word
 from ingress.dialects.rules import OBJECT, SOME, at_most, either, given
 from schemas.errors import ApiError
 from schemas.jobs import IMAGES_MAX, TOOLS_MAX, JsonObject, JsonSchema, NamedTool, ResponseFormat, Tool
@@ -47,7 +47,7 @@ class ImageUrl(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"detail": ("auto",)}
 
     url: Url
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Word | None = None
 
 
 class ImagePart(Form):
@@ -56,7 +56,7 @@ class ImagePart(Form):
 
 
 UserPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
-Texts = str | Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX)]
+Texts = str | Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX), FIRST]
 UserContent = (
     str
     | Annotated[
@@ -66,10 +66,11 @@ UserContent = (
             max_length=PARTS_MAX,
             json_schema_extra=at_most(IMAGES_MAX, given(type={"const": "image_url"})),
         ),
+        FIRST,
     ]
 )
 SaidPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
-SaidContent = str | Annotated[list[SaidPart], Field(min_length=1, max_length=PARTS_MAX)]
+SaidContent = str | Annotated[list[SaidPart], Field(min_length=1, max_length=PARTS_MAX), FIRST]
 Speaker = Annotated[str, Field(max_length=128)]
 
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 
 from ingress.chat import Asked, Chat
 from ingress.dialects import forms
-from ingress.dialects.forms import INTEGRAL, Form, MaxTokens, Metadata
+from ingress.dialects.forms import FIRST, INTEGRAL, Form, MaxTokens, Metadata, TopP, Word
 from ingress.dialects.openai import CALLS_ONE, ModelName, Routed
 from ingress.dialects.openai_messages import (
     CALLS_MAX,
@@ -24,6 +24,8 @@ from ingress.dialects.openai_messages import (
     AllowedChoice,
     Arguments,
     AssistantMessage,
+    CalledFunction,
+    CalledTool,
     CallId,
     Function,
     FunctionChoice,
@@ -71,7 +73,7 @@ class ImagePart(Form):
     type: Literal["input_image"]
     image_url: Url
     file_id: None = None
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Word | None = None
 
 
 Part = Annotated[TextPart | RefusalPart | ImagePart, Field(discriminator="type")]
@@ -93,7 +95,7 @@ class MessageItem(Form):
 
     type: Literal["message"] | None = None
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | Annotated[list[Part], Field(min_length=1, max_length=PARTS_MAX, json_schema_extra=_IMAGES)]
+    content: str | Annotated[list[Part], Field(min_length=1, max_length=PARTS_MAX, json_schema_extra=_IMAGES), FIRST]
     id: str | None = None
     status: str | None = None
     phase: str | None = None
@@ -111,7 +113,7 @@ class CallItem(Form):
 class OutputItem(Form):
     type: Literal["function_call_output"]
     call_id: CallId
-    output: str | Annotated[list[OutputPart], Field(min_length=1, max_length=PARTS_MAX, json_schema_extra=_IMAGES)]
+    output: str | Annotated[list[OutputPart], Field(max_length=PARTS_MAX, json_schema_extra=_IMAGES), FIRST]
     id: str | None = None
     status: str | None = None
 
@@ -169,7 +171,7 @@ class TextConfig(Form):
     IDLE: ClassVar[Mapping[str, tuple[Any, ...]]] = {"verbosity": ("medium",)}
 
     format: TextFormats | None = None
-    verbosity: Literal["low", "medium", "high"] | None = None
+    verbosity: Word | None = None
 
 
 def _no(value: bool) -> bool:
@@ -208,12 +210,12 @@ class ResponsesRequest(Routed):
     )
 
     model: ModelName
-    input: str | Annotated[list[Item], Field(min_length=1, max_length=MESSAGES_MAX)]
+    input: str | Annotated[list[Item], Field(min_length=1, max_length=MESSAGES_MAX), FIRST]
     instructions: str | None = None
     stream: bool | None = None
     max_output_tokens: MaxTokens | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: TopP | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX), INTEGRAL] | None = None
     include: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=16)] | None = None
     tools: Annotated[list[FunctionTool], Field(max_length=TOOLS_MAX), UNIQUE] | None = None
@@ -230,7 +232,7 @@ class ResponsesRequest(Routed):
     max_tool_calls: Annotated[int, Field(ge=0), INTEGRAL] | None = None
     reasoning: dict[str, Any] | None = None
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
-    service_tier: Annotated[str, Field(max_length=64)] | None = None
+    service_tier: Word | None = None
     store: bool | None = None
     stream_options: dict[str, Any] | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -277,16 +279,17 @@ class ResponsesRequest(Routed):
             if isinstance(item, MessageItem):
                 said.append(_message(item.role, item.content))
             elif isinstance(item, CallItem):
-                call = {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
+                call = CalledTool(id=item.call_id, function=CalledFunction(name=item.name, arguments=item.arguments))
                 last = said[-1] if said else None
-                if isinstance(last, AssistantMessage):
-                    calls = [*(one.model_dump() for one in last.tool_calls or ()), call]
-                    if len(calls) > CALLS_MAX:
-                        message = f"input: at most {CALLS_MAX} function calls follow each other."
-                        raise ApiError("invalid_request", message, param="input")
-                    said[-1] = AssistantMessage.model_validate({**last.model_dump(), "tool_calls": calls})
+                if not isinstance(last, AssistantMessage):
+                    said.append(AssistantMessage(role="assistant", tool_calls=[call]))
+                elif last.tool_calls is None:
+                    said[-1] = last.model_copy(update={"tool_calls": [call]})
+                elif len(last.tool_calls) < CALLS_MAX:
+                    last.tool_calls.append(call)
                 else:
-                    said.append(AssistantMessage.model_validate({"role": "assistant", "tool_calls": [call]}))
+                    message = f"input: at most {CALLS_MAX} function calls follow each other."
+                    raise ApiError("invalid_request", message, param="input")
             elif isinstance(item, OutputItem):
                 output = item.output if isinstance(item.output, str) else [_part(part) for part in item.output]
                 answer = {"role": "tool", "tool_call_id": item.call_id, "content": output or ""}
@@ -344,7 +347,7 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
         instructions=form.instructions,
         metadata=dict(form.metadata or {}),
         temperature=chat.sampling.temperature,
-        top_p=chat.sampling.top_p,
+        top_p=chat.sampling.top_p if form.top_p is None else form.top_p,
         max_output_tokens=form.max_output_tokens,
         parallel_tool_calls=chat.parallel_tool_calls,
         tools=[

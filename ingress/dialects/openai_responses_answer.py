@@ -69,6 +69,7 @@ class Answer:
         self._open: _Item | None = None
         self._call_index = -1
         self._sequence = 0
+        self._logprobs: list[Any] = []  # told, and not written yet
 
     def begin(self) -> bytes:
         response = self._response("in_progress", [], None)
@@ -78,15 +79,19 @@ class Answer:
 
     def delta(self, piece: Piece) -> bytes:
         out = b""
-        if piece.text or piece.logprobs:
+        # Of a call the log probabilities come before it is known to be one: they open no message.
+        if self._echo.logprobs:
+            self._logprobs += [logprob_of(token) for token in piece.logprobs]
+        if piece.text:
             if self._open is None or self._open.name:
                 out += self._begin_item(_Item(f"msg_{self._request_id}_{len(self._items)}", len(self._items)))
             assert self._open is not None
-            logprobs = [logprob_of(token) for token in piece.logprobs] if self._echo.logprobs else []
+            logprobs, self._logprobs = self._logprobs, []
             self._open.text += piece.text
             self._open.logprobs += logprobs
             out += self._of_item("response.output_text.delta", content_index=0, delta=piece.text, logprobs=logprobs)
         for call in piece.tool_calls:
+            self._logprobs = []
             out += self._call(call)
         return out
 
@@ -94,8 +99,9 @@ class Answer:
         out = b""
         if not self._items:
             out += self._begin_item(_Item(f"msg_{self._request_id}_0", 0))
-        out += self._close_item()
-        response = self._response(_status(done), [item.json("completed") for item in self._items], done)
+        status = _status(done)
+        out += self._close_item(status)
+        response = self._response(status, _items(self._items, status), done)
         return out + self._event(f"response.{response['status']}", response=response)
 
     def whole(self, choices: list[Whole], done: Done) -> bytes:
@@ -108,7 +114,8 @@ class Answer:
         for call in calls:
             index = len(items)
             items.append(_Item(f"fc_{self._request_id}_{index}", index, call.arguments, call.name, call.id))
-        return orjson.dumps(self._response(_status(done), [item.json("completed") for item in items], done))
+        status = _status(done)
+        return orjson.dumps(self._response(status, _items(items, status), done))
 
     def error(self, error: ApiError) -> bytes:
         """The typed event, with OpenAI's error object beside it, which clients of every kind know."""
@@ -135,18 +142,19 @@ class Answer:
             out += self._of_item("response.content_part.added", content_index=0, part=_Item("", 0).part())
         return out
 
-    def _close_item(self) -> bytes:
+    def _close_item(self, status: str = "completed") -> bytes:
         item = self._open
         if item is None:
             return b""
         if item.name:
             out = self._of_item("response.function_call_arguments.done", name=item.name, arguments=item.text)
         else:
+            item.logprobs += self._logprobs  # of what a stop string took
             out = self._of_item(
                 "response.output_text.done", content_index=0, text=item.text, logprobs=item.logprobs
             ) + self._of_item("response.content_part.done", content_index=0, part=item.part())
         self._open = None
-        return out + self._event("response.output_item.done", output_index=item.index, item=item.json("completed"))
+        return out + self._event("response.output_item.done", output_index=item.index, item=item.json(status))
 
     def _of_item(self, type_: str, **fields: Any) -> bytes:
         assert self._open is not None
@@ -187,6 +195,11 @@ class Answer:
 
 def _status(done: Done) -> str:
     return "incomplete" if done.finishes[0] == "length" else "completed"
+
+
+def _items(items: list[_Item], status: str) -> list[dict[str, Any]]:
+    """Only the last one can have been cut off."""
+    return [item.json("completed") for item in items[:-1]] + [item.json(status) for item in items[-1:]]
 
 
 def _usage(done: Done) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from pydantic import ConfigDict, Field
 from ingress import surfaces
 from ingress.chat import Asked, Chat, Done, Piece, Whole
 from ingress.dialects import rules
-from ingress.dialects.forms import INTEGRAL, Form, ignored_names, read_form
+from ingress.dialects.forms import INTEGRAL, Form, ignored_names, read_form, sampling_of
 from schemas.errors import ApiError
 from schemas.jobs import MESSAGES_MAX, Sampling
 
 MODEL_DEFAULT = "claude-sonnet-4-20250514"
+MAX_TOKENS_DEFAULT = 1024
 HEALTH = {"status": "ok", "model": MODEL_DEFAULT}
 _ID_DIGITS = 12
 _NOT_OFFERED = ("context", "tools")
@@ -30,15 +31,15 @@ class Message(Form):
 
 
 class InferenceRequest(Form):
-    """What has an effect; anything else is named in x-shiver-ignored."""
+    """What has an effect; anything else is named in x-shiver-ignored. null is what the default is."""
 
     model_config = ConfigDict(json_schema_extra={"not": rules.either(*({"required": [one]} for one in _NOT_OFFERED))})
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
     model: Annotated[str, Field(min_length=1, max_length=200)] = MODEL_DEFAULT
-    max_tokens: Annotated[int, Field(ge=1, le=8192), INTEGRAL] = 1024
-    temperature: Annotated[float, Field(ge=0, le=1)] = 0.7
-    stream: bool = False
+    max_tokens: Annotated[int, Field(ge=1, le=8192), INTEGRAL] | None = None
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
+    stream: bool | None = None
 
 
 def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
@@ -51,11 +52,11 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
     chat = Chat(
         model=form.model,
         messages=[{"role": message.role, "content": message.content} for message in form.messages],
-        sampling=Sampling(temperature=form.temperature),
-        max_tokens=form.max_tokens,
+        sampling=Sampling(**sampling_of(form)),
+        max_tokens=form.max_tokens or MAX_TOKENS_DEFAULT,
     )
     ignored = ignored_names(_idle(form), headers)
-    return Asked(chat, form.stream, lambda request_id, _: Answer(request_id, form.model), ignored)
+    return Asked(chat, bool(form.stream), lambda request_id, _: Answer(request_id, form.model), ignored)
 
 
 def _idle(form: InferenceRequest) -> Iterator[str]:

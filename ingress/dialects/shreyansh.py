@@ -10,7 +10,7 @@ from pydantic import Field
 
 from ingress import surfaces
 from ingress.chat import Asked, Chat, Done, Piece, Whole
-from ingress.dialects.forms import Form, MaxTokens, Penalty, ignored_names, read_form
+from ingress.dialects.forms import Form, MaxTokens, Penalty, ignored_names, read_form, sampling_of
 from schemas.errors import ApiError
 from schemas.jobs import MESSAGES_MAX, Sampling
 
@@ -21,16 +21,16 @@ class Message(Form):
 
 
 class ShreyanshRequest(Form):
-    """What has an effect; anything else is named in x-shiver-ignored."""
+    """What has an effect; anything else is named in x-shiver-ignored. null is what the default is."""
 
     model: Annotated[str, Field(min_length=1, max_length=200)]
     messages: Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX)]
-    stream: bool = False
-    temperature: Annotated[float, Field(ge=0, le=1)] = 0.7
+    stream: bool | None = None
+    temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     max_tokens: MaxTokens | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    frequency_penalty: Penalty = 0.0
-    presence_penalty: Penalty = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
 
 
 def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
@@ -39,16 +39,13 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Asked:
     chat = Chat(
         model=form.model,
         messages=[{"role": message.role, "content": message.content} for message in form.messages],
-        sampling=Sampling(
-            temperature=form.temperature,
-            top_p=form.top_p,
-            frequency_penalty=form.frequency_penalty,
-            presence_penalty=form.presence_penalty,
-        ),
+        sampling=Sampling(**sampling_of(form)),
         max_tokens=form.max_tokens,
     )
     ignored = ignored_names(_idle(form), headers)
-    return Asked(chat, form.stream, lambda request_id, created_s: Answer(request_id, form.model, created_s), ignored)
+    return Asked(
+        chat, bool(form.stream), lambda request_id, created_s: Answer(request_id, form.model, created_s), ignored
+    )
 
 
 def _idle(form: ShreyanshRequest) -> Iterator[str]:

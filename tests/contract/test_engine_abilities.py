@@ -248,6 +248,13 @@ class TestImages:
         generation = Generation(await self.prompt(seeing, 2), 4, sampling=GREEDY, images=(png("red"), png("blue")))
         assert (await collect(seeing, generation))[0].image_tokens == 32
 
+    async def test_a_kind_of_image_that_an_engine_cannot_read_is_named(self, seeing: Engine) -> None:
+        if seeing.facts.engine == "double":
+            pytest.skip("it reads all kinds")
+        webp = b"RIFF\x1a\0\0\0WEBPVP8L\x0d\0\0\0\x2f\0\0\0\x10\x07\x10\x11\x11\x88\x88\xfe\x07\0"
+        with pytest.raises(NotSupported, match="WebP"):
+            await collect(seeing, Generation(await self.prompt(seeing), 9, images=(webp,)))
+
     async def test_what_is_no_image_is_refused(self, seeing: Engine) -> None:
         junk = b"" if seeing.facts.engine == "double" else b"not an image"
         with pytest.raises(ImageInvalid):

@@ -35,6 +35,14 @@ def test_defaults_are_the_documented_ones() -> None:
     assert chat.sampling.temperature == 0.7
 
 
+def test_null_is_the_default() -> None:
+    plain, nulls = _v3(), _v3(**dict.fromkeys(("stream", "temperature", "max_tokens", "top_p", "presence_penalty")))
+    assert (nulls.chat, nulls.stream, nulls.ignored) == (plain.chat, False, ())
+    plain, nulls = _inference(), _inference(**dict.fromkeys(("stream", "temperature", "max_tokens")))
+    assert (nulls.chat, nulls.stream, nulls.ignored) == (plain.chat, False, ())
+    assert _inference(max_tokens=10.0).chat.max_tokens == 10
+
+
 def test_what_is_given_arrives() -> None:
     asked = _v3(temperature=0.5, max_tokens=500, top_p=0.9, frequency_penalty=0.2, presence_penalty=0.3, stream=True)
     sampling = asked.chat.sampling

@@ -4,12 +4,14 @@ brought the answer."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ingress import dispatch
+from ingress import dispatch, letters
 from ingress.admission import Admitted, Ask
 from ingress.catalog import Model, Offers
 from ingress.chat import Chat, Routing
@@ -23,7 +25,7 @@ from schemas.errors import ApiError
 from schemas.event_base import Asset
 from schemas.events import How, ModelPrice, RequestAccepted, RequestFailed, UsageRecorded
 from schemas.heartbeats import NodeHeartbeat, ServedModel
-from schemas.jobs import Cancel, Job
+from schemas.jobs import Cancel, Image, Job
 from schemas.keys import ApiKey
 from schemas.replies import ChoiceEnd, Claimed, End, Failed, Tokens
 
@@ -270,6 +272,18 @@ async def test_a_silent_node_is_told_to_stop_and_replaced(monkeypatch: pytest.Mo
         (second, Job, 2),
         (first, Cancel, 1),
     ]
+
+
+async def test_a_node_may_look_at_images_before_it_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.replies, "CLAIM_TIMEOUT_S", 0.01)
+    world = World(("a", "big"), ("b", "big"))
+    world.request.chat = replace(world.request.chat, images=(Image(media_type="image/png", data="aGk="),))
+    assert await world.request.read(0.1) is None  # nothing has come, and nobody else was asked
+    assert world.moves == []
+    late = letters.job(
+        world.request.chat, "big", request_id=RID, attempt=1, owner="o", lane="l", max_tokens=1, deadline_s=600
+    )
+    assert late.expires_at_ms - int(time.time() * 1000) > 20_000
 
 
 async def test_it_ends_after_so_many_attempts_each_on_another_node() -> None:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -334,6 +335,33 @@ async def test_images_have_a_size_together(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ApiError) as caught:
         await Egress().with_images(Chat("m", image_urls=(uri, uri)))
     assert caught.value.code == "invalid_image"
+
+
+async def test_images_have_pixels_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(egressing, "REQUEST_PIXELS_MAX", 799)
+    uri = "data:image/png;base64," + base64.b64encode(png(20, 20)).decode()
+    assert (await Egress().with_images(Chat("m", image_urls=(uri,)))).images
+    with pytest.raises(ApiError, match="799 pixels") as caught:
+        await Egress().with_images(Chat("m", image_urls=(uri, uri)))
+    assert caught.value.code == "invalid_image"
+
+
+@pytest.mark.parametrize("head", ["data:image/png;base64,", "DATA:Image/PNG;charset=utf-8;BASE64,", "data:;base64, "])
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda text: text,
+        lambda text: quote(text, safe=""),
+        lambda text: text.rstrip("="),
+        lambda text: "\n".join(text[at : at + 76] for at in range(0, len(text), 76)) + "\n",
+        lambda text: text.replace("+", "-").replace("/", "_"),
+    ],
+)
+async def test_data_uris_as_they_are_written(head: str, written: Callable[[str], str]) -> None:
+    data = png(20, 20)
+    while len(data) % 3 != 1 or not {"+", "/"} <= set(text := base64.b64encode(data).decode()):
+        data += b"\xfb\xef\xff"[len(data) % 3 :] + b"\xfb"  # behind its end, where nobody looks
+    assert (await Egress().picture(head + written(text))).width == 20
 
 
 @pytest.mark.parametrize(

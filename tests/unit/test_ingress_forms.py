@@ -39,7 +39,7 @@ NUMBERS = [
     (name, bad)
     for name, bads in {
         "temperature": [-0.1, 2.1, "1", [], True],
-        "top_p": [0, 1.1, "1", {}],
+        "top_p": [-0.1, 1.1, "1", {}],
         "frequency_penalty": [-2.1, 2.1, "0"],
         "presence_penalty": [-2.1, 2.1, []],
         "max_tokens": [-1, 1.5, "5", 10**8, True],
@@ -111,7 +111,7 @@ SHAPES: list[tuple[str, Any]] = [
     ("metadata", {f"k{n}": "v" for n in range(17)}),
     ("user", 5),
     ("user", "x" * 513),
-    ("reasoning_effort", "vast"),
+    ("reasoning_effort", 3),
     ("verbosity", 3),
     ("prediction", "text"),
     ("service_tier", 1),
@@ -175,7 +175,7 @@ def _answered(*contents: Any) -> list[Any]:
         (_user({"type": "image_url"}), "messages.0.content.0.image_url"),
         (_user({"type": "image_url", "image_url": PIXEL}), "messages.0.content.0.image_url"),
         (_user({"type": "image_url", "image_url": {"url": ""}}), "messages.0.content.0.image_url.url"),
-        (_user({"type": "image_url", "image_url": {"url": PIXEL, "detail": "huge"}}), "messages.0.content.0.image_url"),
+        (_user({"type": "image_url", "image_url": {"url": PIXEL, "detail": 3}}), "messages.0.content.0.image_url"),
         (_user(*({"type": "image_url", "image_url": {"url": PIXEL}},) * 17), "messages.0"),
         ([{"role": "system", "content": [{"type": "image_url", "image_url": {"url": PIXEL}}]}], "messages.0.content.0"),
         ([{"role": "assistant"}], "messages.0.content"),
@@ -325,7 +325,7 @@ def test_the_older_functions() -> None:
 
 
 def test_images_are_numbered_in_their_order() -> None:
-    image = {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}}
+    image = {"type": "image_url", "image_url": {"url": PIXEL, "detail": "original"}}
     asked = parse(messages=_user({"type": "text", "text": "what?"}, image, image))
     assert asked.chat.messages[0]["content"] == [
         {"type": "text", "text": "what?"}, {"type": "image", "index": 0}, {"type": "image", "index": 1},
@@ -357,6 +357,7 @@ IDLE: list[tuple[str, Any]] = [
     ("web_search_options", {}),
     ("store", True),
     ("reasoning_effort", "high"),
+    ("reasoning_effort", "max"),
     ("audio", {"voice": "alloy", "format": "wav"}),
     ("safety_identifier", "s"),
     ("user", "u"),

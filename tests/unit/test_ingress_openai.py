@@ -51,7 +51,7 @@ def test_max_completion_tokens_goes_before_max_tokens() -> None:
         ({"model": ""}, "invalid_request", "model"),
         ({"temperature": 2.1}, "invalid_request", "temperature"),
         ({"temperature": "hot"}, "invalid_request", "temperature"),
-        ({"top_p": 0}, "invalid_request", "top_p"),
+        ({"top_p": -0.1}, "invalid_request", "top_p"),
         ({"max_tokens": -1}, "invalid_request", "max_tokens"),
         ({"max_tokens": 1.5}, "invalid_request", "max_tokens"),
         ({"stop": ["a"] * 5}, "invalid_request", "stop"),
@@ -75,6 +75,21 @@ def test_what_is_no_json(body: bytes) -> None:
     with pytest.raises(ApiError) as caught:
         openai.read(body)
     assert caught.value.code == "invalid_json"
+
+
+def test_what_is_no_json_says_where_and_never_what() -> None:
+    with pytest.raises(ApiError) as caught:
+        openai.read(b'{"model": "canary", "messages": "canary \\ud800 canary"}')
+    assert caught.value.message.endswith("hex escape at line 1 column 47.")
+    assert "canary" not in caught.value.message
+
+
+def test_a_mark_before_the_text_is_passed_over() -> None:
+    assert openai.read(b"\xef\xbb\xbf" + orjson.dumps(PLAIN)).model == PLAIN["model"]
+
+
+def test_no_nucleus_at_all_is_the_smallest() -> None:
+    assert 0 < _parse(top_p=0).chat().sampling.top_p < 1e-5
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"x"', b"{}"])

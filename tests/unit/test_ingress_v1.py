@@ -15,6 +15,7 @@ import pytest
 import uvicorn
 
 from ingress.app import V1
+from ingress.connection import Connection
 from ingress.openapi import CALLS
 from schemas.errors import ApiError
 from schemas.events import How
@@ -150,7 +151,7 @@ async def port(core: ScriptedCore) -> AsyncIterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app(core), port=free, log_level="error", http="httptools", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app(core), port=free, log_level="error", http=Connection, lifespan="off"))
     running = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
@@ -186,6 +187,12 @@ async def test_a_client_that_leaves_stops_the_request_and_pays_what_it_had(
             while not core.requests[0].ended:
                 await asyncio.sleep(0.01)
     assert core.requests[0].ended == [(How.CLIENT_GONE, 3 * n)]
+
+
+async def test_a_path_is_not_redirected_to(http: httpx.AsyncClient) -> None:
+    for path in ("/v1/chat/completions/", "/v1/embeddings/", "/v3/chat/completions/"):
+        response = await http.post(path, json=HELLO)
+        assert (response.status_code, "location" in response.headers) == (404, False)
 
 
 async def test_no_prompt_and_no_key_is_logged(http: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:

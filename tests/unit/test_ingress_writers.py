@@ -185,6 +185,23 @@ def test_a_response_as_events() -> None:
     assert b"[DONE]" not in data
 
 
+def test_the_logprobs_of_a_call_open_no_message() -> None:
+    response = writer(openai_responses, input="hi", include=["message.output_text.logprobs"])
+    told = TokenLogprob(id=5, text="<", bytes=(60,), logprob=-0.1, top=())
+    data = response.begin() + response.delta(Piece("", 1, logprobs=(told,)))
+    data += response.delta(
+        Piece("", 1, logprobs=(told,), tool_calls=(ToolDelta(index=0, id=f"call_{0:024x}", name="f"),))
+    )
+    data += response.delta(Piece("", 1, logprobs=(told,), tool_calls=(ToolDelta(index=0, arguments="{}"),)))
+    last = events(data + response.end(DONE._replace(finishes=["tool_calls"])))[-1]["response"]
+    assert [item["type"] for item in last["output"]] == ["function_call"]
+    held = writer(openai_responses, input="hi", include=["message.output_text.logprobs"])
+    data = held.begin() + held.delta(Piece("", 1, logprobs=(told,))) + held.delta(Piece("<a", 1, logprobs=(told,)))
+    data += held.delta(Piece("", 1, logprobs=(told,)))
+    (item,) = events(data + held.end(DONE))[-1]["response"]["output"]
+    assert [one["token"] for one in item["content"][0]["logprobs"]] == ["<"] * 3
+
+
 @pytest.mark.parametrize(("finish", "status"), [("stop", "completed"), ("length", "incomplete")])
 def test_a_whole_response_and_one_that_ran_out(finish: str, status: str) -> None:
     done = DONE._replace(finishes=[finish])
@@ -194,9 +211,11 @@ def test_a_whole_response_and_one_that_ran_out(finish: str, status: str) -> None
     assert (response.incomplete_details is not None) == (status == "incomplete")
     assert response.usage is not None
     assert response.usage.total_tokens == 7
+    assert [item.status for item in response.output] == [status]  # type: ignore[union-attr]
     last = events(writer(openai_responses, input="hi").end(done))[-1]
     assert last["type"] == f"response.{status}"
     assert last["response"]["output"][0]["content"][0]["text"] == ""
+    assert last["response"]["output"][0]["status"] == status
 
 
 @pytest.mark.parametrize("dialect", [openai, openai_completions, openai_responses])
@@ -256,6 +275,18 @@ def test_what_a_response_is_not_made_of(body: dict[str, Any], param: str) -> Non
         writer(openai_responses, **body)
     assert caught.value.row.status == 400
     assert (caught.value.param or "").startswith(param)
+
+
+@pytest.mark.parametrize("begins", [[], [{"role": "assistant", "content": [{"type": "output_text", "text": "Now"}]}]])
+def test_calls_that_follow_each_other_are_one_message_s(begins: list[dict[str, Any]]) -> None:
+    calls = [{"type": "function_call", "call_id": f"c{at}", "name": "f", "arguments": "{}"} for at in range(129)]
+    body = {"model": "m", "input": [*begins, *calls[:128]]}
+    (message,) = openai_responses.parse(orjson.dumps(body), {}).chat.messages
+    assert [call["id"] for call in message["tool_calls"]] == [f"c{at}" for at in range(128)]
+    assert message["content"] == ("Now" if begins else None)
+    with pytest.raises(ApiError, match="128 function calls") as caught:
+        openai_responses.parse(orjson.dumps({"model": "m", "input": [*begins, *calls]}), {})
+    assert caught.value.code == "invalid_request"
 
 
 def test_a_responses_input_becomes_messages() -> None:

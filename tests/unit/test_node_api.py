@@ -187,7 +187,7 @@ class TestFormats:
 
     @pytest.mark.parametrize("schema", [{"type": "array", "uniqueItems": True}, {"$ref": "#"}, {"type": "nothing"}])
     async def test_a_schema_that_cannot_be_followed(self, api: Api, schema: dict[str, Any]) -> None:
-        _, records = await api.records(response_format=JsonSchema(name="x", schema_=schema))
+        _, records = await api.records(response_format=JsonSchema(name="x", schema_=schema, strict=True))
         assert (len(records), records[0].kind, records[0].code) == (1, "rejected", "bad_schema")
 
     async def test_an_answer_or_a_call(self, api: Api) -> None:
@@ -196,6 +196,14 @@ class TestFormats:
 
 
 class TestChoices:
+    async def test_next_to_no_temperature_is_none(self, api: Api) -> None:
+        """llama.cpp divides by it, and from 1e-38 on says anything."""
+        cold = Sampling(temperature=1e-38, seed=1), Sampling(temperature=1e-38, seed=2), Sampling(temperature=0)
+        said = {text((await api.records(sampling=sampling))[1]) for sampling in cold}
+        warm = text((await api.records(sampling=Sampling(temperature=0.01, seed=2)))[1])
+        assert len(said) == 1
+        assert warm not in said
+
     @pytest.mark.parametrize("n", [2, 4, 8])
     async def test_each_has_its_budget_and_its_end(self, api: Api, n: int) -> None:
         _, records = await api.records(n=n, max_tokens=10, sampling=Sampling(temperature=1, seed=5))

@@ -1,13 +1,15 @@
 """Regular expressions of JSON schemas as grammars of what stands between a JSON string's quotes. Pure.
 
 The part that schemas use: characters, classes, groups, choices, repetition, ^ at the beginning and $ at the end. A
-pattern that does not begin with ^, or end with $, may have anything before, or behind. All else is an error.
+pattern that does not begin with ^, or end with $, may have anything before, or behind. All else is an error, and what
+could only be followed in too many ways at once.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from workers.chat.automata import Choice, Many, Node, One, Sequence, TooManyWays, rules_of
 from workers.chat.strings import PLAIN
 from workers.engines.grammar import Alternative, Builder, Chars, but, chars, literal
 
@@ -36,6 +38,8 @@ _CLASSES = {
 _SIGNS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v"}
 #: How what may not stand plainly in a JSON string is written there.
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r", "\b": "\\b", "\f": "\\f"}
+#: What a JSON string holds neither plainly nor by one of these.
+_UNSAYABLE = but(chars(*PLAIN.ranges, "".join(_ESCAPES))).ranges
 
 
 class BadPattern(ValueError):
@@ -48,14 +52,18 @@ def pattern(builder: Builder, source: Any) -> Alternative:
         raise BadPattern(f"it is no text of at most {PATTERN_CHARS_MAX} characters")
     begins, ends = source.startswith("^"), source.endswith("$") and not _is_escaped(source, len(source) - 1)
     body = source[1 if begins else 0 : len(source) - 1 if ends else len(source)]
-    reader = _Reader(builder, body)
+    reader = _Reader(body)
     whole = reader.choice(0)
     if reader.at < len(body):
         raise BadPattern("a parenthesis closes what was not opened")
     if (begins or ends) and reader.top_choices > 1:
         raise BadPattern("^ and $ are not supported beside a choice outside of a group")
-    anything = builder.many((_one(builder, but(chars())),))
-    return (*(() if begins else anything), *whole, *(() if ends else anything))
+    anything = Many(One(but(chars())), 0, None)
+    expression = Sequence((*(() if begins else (anything,)), whole, *(() if ends else (anything,))))
+    try:
+        return (rules_of(builder, expression, lambda found: _one(builder, found)),)
+    except TooManyWays as error:
+        raise BadPattern(str(error)) from None
 
 
 def _is_escaped(source: str, at: int) -> bool:
@@ -67,22 +75,30 @@ def _is_escaped(source: str, at: int) -> bool:
 
 def _one(builder: Builder, one: Chars) -> str:
     """A character of a set, as a JSON string has it."""
+    return builder.rule(*_ways(one))
+
+
+def _ways(one: Chars) -> list[Alternative]:
     plain = but(chars(*but(one).ranges, *but(PLAIN).ranges))
     ways: list[Alternative] = [(plain,)] if plain.ranges else []
-    ways += [literal(written) for sign, written in _ESCAPES.items() if one.has(sign)]
-    if not ways:
+    return ways + [literal(written) for sign, written in _ESCAPES.items() if one.has(sign)]
+
+
+def _said(one: Chars) -> One:
+    """A set of which JSON can say something; what it cannot say is not in it."""
+    kept = but(chars(*but(one).ranges, *_UNSAYABLE))
+    if not kept.ranges:
         raise BadPattern("a class has no character that JSON can say")
-    return builder.rule(*ways)
+    return One(kept)
 
 
 class _Reader:
-    def __init__(self, builder: Builder, source: str) -> None:
-        self._builder = builder
+    def __init__(self, source: str) -> None:
         self._source = source
         self.at = 0
         self.top_choices = 1
 
-    def choice(self, depth: int) -> Alternative:
+    def choice(self, depth: int) -> Node:
         if depth > _DEPTH_MAX:
             raise BadPattern("its groups are too deep")
         ways = [self._sequence(depth)]
@@ -91,7 +107,7 @@ class _Reader:
             ways.append(self._sequence(depth))
         if depth == 0:
             self.top_choices = len(ways)
-        return (self._builder.rule(*ways),)
+        return Choice(tuple(ways))
 
     def _peek(self) -> str:
         return self._source[self.at : self.at + 1]
@@ -103,13 +119,13 @@ class _Reader:
         self.at += 1
         return char
 
-    def _sequence(self, depth: int) -> Alternative:
-        parts: Alternative = ()
+    def _sequence(self, depth: int) -> Node:
+        parts: list[Node] = []
         while self._peek() not in ("", "|", ")"):
-            parts = (*parts, *self._repeated(self._atom(depth)))
-        return parts
+            parts.append(self._repeated(self._atom(depth)))
+        return Sequence(tuple(parts))
 
-    def _atom(self, depth: int) -> Alternative:
+    def _atom(self, depth: int) -> Node:
         char = self._next()
         if char == "(":
             if self._peek() == "?":
@@ -121,14 +137,14 @@ class _Reader:
                 raise BadPattern("a group is not closed")
             return inner
         if char == "[":
-            return (_one(self._builder, self._class()),)
+            return _said(self._class())
         if char == ".":
-            return (_one(self._builder, but(chars("\n\r\u2028\u2029"))),)
+            return _said(but(chars("\n\r\u2028\u2029")))
         if char == "\\":
-            return (_one(self._builder, self._escape()),)
+            return _said(self._escape())
         if char in "^$*+?{":
             raise BadPattern(f"{char} is not supported where it stands")
-        return (_one(self._builder, chars(char)),)
+        return _said(chars(char))
 
     def _escape(self) -> Chars:
         char = self._next()
@@ -174,7 +190,7 @@ class _Reader:
         char = self._next()
         return self._escape() if char == "\\" else chars(char)
 
-    def _repeated(self, atom: Alternative) -> Alternative:
+    def _repeated(self, atom: Node) -> Node:
         sign = self._peek()
         if sign not in ("*", "+", "?", "{") or not sign:
             return atom
@@ -186,7 +202,7 @@ class _Reader:
             self.at += 1
         if self._peek() in ("*", "+", "{"):
             raise BadPattern("a repetition is repeated")
-        return self._builder.many(atom, low, high)
+        return Many(atom, low, high)
 
     def _counts(self) -> tuple[int, int | None]:
         text = ""

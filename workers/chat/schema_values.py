@@ -23,6 +23,10 @@ class BadSchema(ValueError):
         super().__init__(f"schema{'/' + path if path else ''}: {what}"[:300])
 
 
+class Unfollowed(BadSchema):
+    """A schema that may well be right, and that no grammar here can follow."""
+
+
 def check_size(schema: Any) -> None:
     """Raises BadSchema for a schema that is no JSON or too large."""
     try:

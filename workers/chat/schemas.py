@@ -3,7 +3,8 @@
 The grammar says no more than the schema allows, often less: properties come in the order in which they are declared,
 no property comes that is not declared unless the schema says what it may be, and there is no white space but a space
 behind a comma or a colon. A keyword that would narrow what is valid and is not known here is an error (`BadSchema`);
-one that only describes is passed over.
+one that only describes is passed over. Where the schema is not strict such a keyword is passed over too, and a part
+that cannot be followed may be any value of its type.
 """
 
 from __future__ import annotations
@@ -12,10 +13,22 @@ import math
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 from workers.chat import numerals
 from workers.chat.patterns import BadPattern, pattern
-from workers.chat.schema_values import DEPTH_MAX, BadSchema, check_size, has_kind, is_in, kind_of, tags_of, texts_of
+from workers.chat.readings import READINGS_MAX, readings
+from workers.chat.schema_values import (
+    DEPTH_MAX,
+    BadSchema,
+    Unfollowed,
+    check_size,
+    has_kind,
+    is_in,
+    kind_of,
+    tags_of,
+    texts_of,
+)
 from workers.chat.strings import (
     FORMATS,
     literal_json,
@@ -47,6 +60,8 @@ _HARMLESS: Mapping[str, tuple[Any, ...]] = {
     "unevaluatedProperties": (True, False),  # nothing undeclared is ever said
     "unevaluatedItems": (True, False),
 }
+#: Of these, what else stands in the schema says too little without them.
+_WIDENING = ("patternProperties", "additionalItems", "$dynamicRef", "$recursiveRef")
 _OF_OBJECTS = ("properties", "required", "additionalProperties")
 _OF_ARRAYS = ("items", "prefixItems", "minItems", "maxItems")
 _OF_STRINGS = ("minLength", "maxLength", "pattern")
@@ -58,11 +73,17 @@ def any_object(builder: Builder) -> Alternative:
     return (Converter(builder, {}).generic("object"),)
 
 
-def schema_value(builder: Builder, schema: Mapping[str, Any] | bool) -> Alternative:
-    """A value that validates against the schema. Raises BadSchema."""
+def schema_value(builder: Builder, schema: Mapping[str, Any] | bool, *, strict: bool = True) -> Alternative:
+    """A value that validates against the schema, or nearly so where it is not strict. Raises BadSchema."""
     check_size(schema)
+    converter = Converter(builder, schema, strict=strict)
+    if readings(schema, converter.target) > READINGS_MAX:
+        if strict:
+            raise Unfollowed((), "it can be read in too many ways: put what tells the parts of an anyOf apart first")
+        is_object = isinstance(schema, Mapping) and schema.get("type") == "object"
+        return (converter.generic("object" if is_object else "value"),)
     try:
-        return Converter(builder, schema).value(schema, ())
+        return converter.value(schema, ())
     except GrammarTooLarge as error:
         raise BadSchema((), str(error)) from None
 
@@ -73,9 +94,11 @@ class Converter:
     Args:
         builder: takes the rules.
         document: what `$ref` points into.
+        strict: whether what cannot be followed is an error.
     """
 
-    def __init__(self, builder: Builder, document: Mapping[str, Any] | bool) -> None:
+    def __init__(self, builder: Builder, document: Mapping[str, Any] | bool, *, strict: bool = True) -> None:
+        self._strict = strict
         self._builder = builder
         self._document = document
         self._refs: dict[str, str] = {}
@@ -102,6 +125,15 @@ class Converter:
 
     def value(self, schema: Any, where: tuple[str, ...]) -> Alternative:
         """A value of a schema at a place in the document."""
+        try:
+            return self._value(schema, where)
+        except Unfollowed:
+            if self._strict:
+                raise
+            kinds = self._kinds({"type": schema["type"]} if "type" in schema else {}, where)
+            return (self._builder.rule(*((self.generic(kind),) for kind in kinds)),)
+
+    def _value(self, schema: Any, where: tuple[str, ...]) -> Alternative:
         if len(where) > DEPTH_MAX * 2:
             raise BadSchema(where, f"it is deeper than {DEPTH_MAX} schemas")
         if schema is True:
@@ -127,8 +159,10 @@ class Converter:
 
     def _refuse(self, schema: Mapping[str, Any], where: tuple[str, ...]) -> None:
         for keyword in schema:
+            if not self._strict and keyword not in _WIDENING:
+                continue
             if keyword in _UNSUPPORTED and not is_in(schema[keyword], _HARMLESS.get(keyword, ())):
-                raise BadSchema((*where, keyword), "this keyword is not supported")
+                raise Unfollowed((*where, keyword), "this keyword is not supported")
 
     def _kinds(self, schema: Mapping[str, Any], where: tuple[str, ...]) -> list[str]:
         kinds = schema.get("type")
@@ -156,19 +190,28 @@ class Converter:
         narrowing = [k for k in schema if k != "$ref" and k in (*_OF_OBJECTS, *_OF_ARRAYS, *_OF_STRINGS, *_OF_NUMBERS)]
         narrowing += [k for k in ("type", "enum", "const", "anyOf", "oneOf", "allOf") if k in schema]
         if narrowing:
-            raise BadSchema((*where, "$ref"), f"it stands beside {narrowing[0]}, which is not supported")
+            raise Unfollowed((*where, "$ref"), f"it stands beside {narrowing[0]}, which is not supported")
         pointer = schema["$ref"]
-        if not isinstance(pointer, str) or not pointer.startswith("#"):
-            raise BadSchema((*where, "$ref"), "only references within the schema (#/...) are supported")
+        target = self.resolve(pointer, where)
         if pointer not in self._refs:
             name = self._refs[pointer] = self._builder.name()
-            self._builder.define(name, self.value(self._resolve(pointer, where), ("$ref",)))
+            self._builder.define(name, self.value(target, ("$ref",)))
         return (self._refs[pointer],)
 
-    def _resolve(self, pointer: str, where: tuple[str, ...]) -> Any:
+    def target(self, pointer: Any) -> Any:
+        """What a reference points to, True where it is none that is followed. Raises BadSchema."""
+        try:
+            return self.resolve(pointer, ())
+        except Unfollowed:
+            return True
+
+    def resolve(self, pointer: Any, where: tuple[str, ...]) -> Any:
+        """What a reference points to. Raises BadSchema."""
+        if not isinstance(pointer, str) or not (pointer == "#" or pointer.startswith("#/")):
+            raise Unfollowed((*where, "$ref"), "only references within the schema (#/...) are supported")
         at: Any = self._document
         for step in pointer[1:].split("/")[1:]:
-            step = step.replace("~1", "/").replace("~0", "~")
+            step = unquote(step).replace("~1", "/").replace("~0", "~")
             if isinstance(at, Mapping) and step in at:
                 at = at[step]
             elif isinstance(at, list) and step.isdecimal() and int(step) < len(at):
@@ -189,18 +232,18 @@ class Converter:
             place = (*where, "allOf", str(number))
             for _ in range(DEPTH_MAX):
                 if isinstance(part, Mapping) and set(part) - {"description", "title"} == {"$ref"}:
-                    part = self._resolve(str(part["$ref"]), place)
+                    part = self.resolve(part["$ref"], place)
             if not isinstance(part, Mapping):
                 raise BadSchema(place, "it is no object")
             for keyword, value in part.items():
                 if keyword == "properties" and isinstance(merged.get(keyword), Mapping) and isinstance(value, Mapping):
                     if set(merged[keyword]) & set(value):
-                        raise BadSchema((*place, keyword), "two parts of an allOf describe the same property")
+                        raise Unfollowed((*place, keyword), "two parts of an allOf describe the same property")
                     merged[keyword] = {**merged[keyword], **value}
                 elif keyword == "required" and isinstance(merged.get(keyword), list) and isinstance(value, list):
                     merged[keyword] = [*merged[keyword], *value]
                 elif self._narrows(keyword) and keyword in merged and merged[keyword] != value:
-                    raise BadSchema((*place, keyword), "two parts of an allOf say different things")
+                    raise Unfollowed((*place, keyword), "two parts of an allOf say different things")
                 else:
                     merged[keyword] = value
         if "properties" in merged and merged.get("additionalProperties", True) is not True:
@@ -220,11 +263,11 @@ class Converter:
         if beside == ["type"] and isinstance(schema["type"], str):
             parts = [{"type": schema["type"], **part} if isinstance(part, Mapping) else part for part in parts]
             if any(part["type"] != schema["type"] for part in parts if isinstance(part, Mapping)):
-                raise BadSchema((*where, keyword), "its parts have other types than the schema")
+                raise Unfollowed((*where, keyword), "its parts have other types than the schema")
         elif beside:
-            raise BadSchema((*where, keyword), f"it stands beside {beside[0]}, which is not supported")
+            raise Unfollowed((*where, keyword), f"it stands beside {beside[0]}, which is not supported")
         if keyword == "oneOf" and len(parts) > 1 and not self._apart(parts, where):
-            raise BadSchema((*where, keyword), "its parts are not seen to exclude each other: use anyOf")
+            raise Unfollowed((*where, keyword), "its parts are not seen to exclude each other: use anyOf")
         return (
             self._builder.rule(
                 *(
@@ -241,7 +284,7 @@ class Converter:
         for part in parts:
             for _ in range(DEPTH_MAX):
                 if isinstance(part, Mapping) and "$ref" in part:
-                    part = self._resolve(str(part["$ref"]), where)
+                    part = self.resolve(part["$ref"], where)
             if not isinstance(part, Mapping):
                 return False
             values = [part["const"]] if "const" in part else part.get("enum")
@@ -347,11 +390,11 @@ class Converter:
         form = schema.get("format")
         if "pattern" in schema:
             if "minLength" in schema or "maxLength" in schema:
-                raise BadSchema((*where, "pattern"), "it is not supported together with a length")
+                raise Unfollowed((*where, "pattern"), "it is not supported together with a length")
             try:
                 return (*literal('"'), *pattern(builder, schema["pattern"]), *literal('"'))
             except BadPattern as error:
-                raise BadSchema((*where, "pattern"), str(error)) from None
+                raise Unfollowed((*where, "pattern"), str(error)) from None
         if isinstance(form, str) and form in FORMATS and not low and high is None:
             return (*literal('"'), *FORMATS[form](builder), *literal('"'))
         if not low and high is None:
@@ -381,7 +424,7 @@ class Converter:
             low = None if low is not None and low <= -(10**numerals.DIGITS_MAX) else low
             high = None if high is not None and high >= 10**numerals.DIGITS_MAX else high
         if any(bound is not None and abs(bound) >= 10**numerals.DIGITS_MAX for bound in (low, high)):
-            raise BadSchema(where, f"numbers of more than {numerals.DIGITS_MAX} digits are not supported")
+            raise Unfollowed(where, f"numbers of more than {numerals.DIGITS_MAX} digits are not supported")
         if low is not None and high is not None and low > high:
             raise BadSchema(where, "no number lies within its bounds")
         if kind == "integer":
@@ -398,5 +441,5 @@ class Converter:
             if bound is not None and (isinstance(bound, bool) or not isinstance(bound, int) or bound < 0):
                 raise BadSchema(where, "a bound is no natural number")
             if bound is not None and bound > REPEAT_MAX:
-                raise BadSchema(where, f"a bound is above {REPEAT_MAX}")
+                raise Unfollowed(where, f"a bound is above {REPEAT_MAX}")
         return int(low), high

@@ -7,9 +7,11 @@ texts, that is all ordinary ones, are tokenised in one piece, so that their ids 
 """
 
 import datetime
+import itertools
 import json
+import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from workers.engines.base import Engine
 
 # Far above any context in use, far below what hurts: a template that loops must not fill the memory.
 DEFAULT_LIMIT_CHARS = 4_000_000
+#: More parts than these are tokenised together: a message may hold a hundred thousand texts of control tokens.
+PARTS_ALONE = 16
 
 
 class ChatTemplateError(Exception):
@@ -55,10 +59,18 @@ class Prompt:
 
 async def prompt_ids(engine: Engine, prompt: Prompt) -> tuple[int, ...]:
     """The ids of a prompt. Raises what Engine.tokenize raises."""
-    ids: list[int] = []
-    for part in prompt.parts:
-        ids.extend(await engine.tokenize(part.text, special=part.special))
-    return tuple(ids)
+    if len(prompt.parts) <= PARTS_ALONE:
+        few = [await engine.tokenize(part.text, special=part.special) for part in prompt.parts]
+        return tuple(itertools.chain.from_iterable(few))
+    found = {
+        special: iter(
+            await engine.tokenize_inputs(
+                [part.text for part in prompt.parts if part.special is special], special=special, begin=False
+            )
+        )
+        for special in (True, False)
+    }
+    return tuple(itertools.chain.from_iterable(next(found[part.special]) for part in prompt.parts))
 
 
 class ChatTemplate:
@@ -85,7 +97,7 @@ class ChatTemplate:
         eos_text: str = "",
         limit_chars: int = DEFAULT_LIMIT_CHARS,
     ) -> None:
-        self._special_tokens = tuple(sorted((token for token in special_tokens if token), key=len, reverse=True))
+        self._controls = _Controls(special_tokens)
         self._names = {"bos_token": bos_text, "eos_token": eos_text}
         self._limit_chars = limit_chars
         self.source = source
@@ -126,7 +138,7 @@ class ChatTemplate:
 
         Raises: ChatTemplateError where the template refuses, breaks or renders too much.
         """
-        marks = _Marks(self._special_tokens)
+        marks = _Marks(self._controls)
         names = {
             **self._names,
             "messages": marks.replace(list(messages)),
@@ -136,11 +148,36 @@ class ChatTemplate:
         return Prompt(marks.cut(_render(self._template, names, self._limit_chars)))
 
 
+class _Controls:
+    """Finds the texts of control tokens, whole or halved by an edge, in time that grows with the text alone."""
+
+    def __init__(self, special_tokens: Iterable[str]) -> None:
+        tokens = sorted({token for token in special_tokens if token}, key=len, reverse=True)
+        self._whole = re.compile("|".join(map(re.escape, tokens))) if tokens else None  # the longest goes first
+        # Half a token or more, as it stands at the beginning or the end of a text.
+        halves = [(token, size) for token in tokens for size in range((len(token) + 1) // 2, len(token))]
+        self._ends = frozenset(token[:size] for token, size in halves)
+        self._beginnings = frozenset(token[-size:] for token, size in halves)
+        self._sizes = sorted({size for _, size in halves}, reverse=True)
+
+    def whole(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where each begins and ends."""
+        return (found.span() for found in self._whole.finditer(text)) if self._whole else iter(())
+
+    def half_at_beginning(self, text: str) -> int:
+        """How many characters at the beginning are half a control token or more."""
+        return next((size for size in self._sizes if size <= len(text) and text[:size] in self._beginnings), 0)
+
+    def half_at_end(self, text: str) -> int:
+        """The same at the end."""
+        return next((size for size in self._sizes if size <= len(text) and text[-size:] in self._ends), 0)
+
+
 class _Marks:
     """Puts marks where user text reads like control tokens, and finds them again."""
 
-    def __init__(self, special_tokens: tuple[str, ...]) -> None:
-        self._special_tokens = special_tokens
+    def __init__(self, controls: _Controls) -> None:
+        self._controls = controls
         # Private-use characters: no template trims or splits at them. The nonce keeps users from writing a mark.
         self._nonce = f"\ue000{secrets.token_hex(8)}"
         self._marked: list[str] = []
@@ -174,38 +211,20 @@ class _Marks:
 
     def _replace_text(self, text: str) -> str:
         self._signs_of_their_own |= "\ue000" in text or "\ue001" in text
-        pieces: list[str] = []
-        head, tail = self._edge(text, at_end=False), 0
+        # A template may put two fields side by side; a token split over them has half of it or more in one of the two.
+        head, tail = self._controls.half_at_beginning(text), 0
         if head < len(text):
-            tail = self._edge(text[head:], at_end=True)
-        if head:
-            pieces.append(self._mark(text[:head]))
+            tail = self._controls.half_at_end(text[head:])
+        pieces = [self._mark(text[:head])] if head else []
         body = text[head : len(text) - tail]
         at = 0
-        while at < len(body):
-            hits = [(found, token) for token in self._special_tokens if (found := body.find(token, at)) >= 0]
-            if not hits:
-                break
-            found, token = min(hits, key=lambda hit: (hit[0], -len(hit[1])))
-            pieces += [body[at:found], self._mark(token)]
-            at = found + len(token)
+        for found, end in self._controls.whole(body):
+            pieces += [body[at:found], self._mark(body[found:end])]
+            at = end
         pieces.append(body[at:])
         if tail:
             pieces.append(self._mark(text[len(text) - tail :]))
         return "".join(pieces)
-
-    def _edge(self, text: str, *, at_end: bool) -> int:
-        """How many characters at an edge are half a control token or more.
-
-        A template may put two fields side by side; a token split over them has such a half in one of the two.
-        """
-        longest = 0
-        for token in self._special_tokens:
-            for size in range(len(token) - 1, (len(token) + 1) // 2 - 1, -1):
-                if text.endswith(token[:size]) if at_end else text.startswith(token[-size:]):
-                    longest = max(longest, size)
-                    break
-        return longest
 
     def _mark(self, text: str) -> str:
         self._marked.append(text)

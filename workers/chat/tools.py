@@ -147,7 +147,9 @@ def constraint_of(job: Job, form: Form | None) -> Grammar | None:
 
 
 def _answer(builder: Builder, wanted: JsonObject | JsonSchema) -> Alternative:
-    return schema_value(builder, wanted.schema_) if isinstance(wanted, JsonSchema) else any_object(builder)
+    if isinstance(wanted, JsonSchema):
+        return schema_value(builder, wanted.schema_, strict=wanted.strict)
+    return any_object(builder)
 
 
 def _calls(builder: Builder, form: Form, tools: Sequence[Tool], *, many: bool) -> Alternative:
@@ -179,10 +181,10 @@ def _arguments(builder: Builder, tool: Tool) -> Alternative:
     if not tool.strict:
         try:
             scratch = Builder()
-            scratch.grammar(schema_value(scratch, schema))
+            scratch.grammar(schema_value(scratch, schema, strict=False))
         except (BadSchema, GrammarTooLarge):
             return any_object(builder)
-    return schema_value(builder, schema)
+    return schema_value(builder, schema, strict=tool.strict)
 
 
 def _free(builder: Builder, form: Form, calls: Alternative) -> Alternative:

@@ -56,7 +56,10 @@ class PromptTooLong(GenerationInvalid):
     """
 
     def __init__(self, prompt_tokens: int, limit_tokens: int) -> None:
-        super().__init__(f"the prompt has {prompt_tokens} tokens, this model takes at most {limit_tokens}")
+        super().__init__(
+            f"This model's maximum context length is {limit_tokens + 1} tokens; the prompt has {prompt_tokens},"
+            " and one is needed for the answer."
+        )
         self.prompt_tokens = prompt_tokens
         self.limit_tokens = limit_tokens
 
@@ -234,8 +237,13 @@ class Engine(Protocol):
         """
         ...
 
-    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of texts that are to be embedded: no control tokens are read, and the model's first one is added."""
+    async def tokenize_inputs(
+        self, texts: Sequence[str], *, special: bool = False, begin: bool = True
+    ) -> list[list[int]]:
+        """The ids of many texts, each as `tokenize` has it by itself; `begin` is none to an empty text.
+
+        As they are by default texts are to be embedded: no control tokens are read, the model's first one is added.
+        """
         ...
 
     def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:

@@ -147,9 +147,11 @@ class DoubleEngine:
                 ids.extend(part.encode("utf-8", errors="replace"))
         return ids
 
-    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize_inputs(
+        self, texts: Sequence[str], *, special: bool = False, begin: bool = True
+    ) -> list[list[int]]:
         """See Engine.tokenize_inputs."""
-        return [await self.tokenize(text, special=False) for text in texts]
+        return [await self.tokenize(text, special=special) for text in texts]
 
     def token_bytes(self, token_id: int) -> bytes:
         """See Engine.token_bytes."""

@@ -274,9 +274,16 @@ class ExLlamaV2Engine:
         model = self._require_loaded().model
         return [*(model.bos_ids if begin else ()), *model.tokenize(text, special)]
 
-    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize_inputs(
+        self, texts: Sequence[str], *, special: bool = False, begin: bool = True
+    ) -> list[list[int]]:
         """See Engine.tokenize_inputs."""
-        return [await self.tokenize(text, special=False, begin=bool(text)) for text in texts]
+        model = self._require_loaded().model
+        first = model.bos_ids if begin else ()
+        # In a thread: there may be a hundred thousand of them, and others are streaming.
+        return await asyncio.to_thread(
+            lambda: [[*(first if text else ()), *model.tokenize(text, special)] for text in texts]
+        )
 
     def token_bytes(self, token_id: int) -> bytes:
         """See Engine.token_bytes."""

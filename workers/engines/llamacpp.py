@@ -173,25 +173,34 @@ class LlamaCppEngine:
         ids: list[int] = answer["tokens"]
         return ids
 
-    async def tokenize_inputs(self, texts: Sequence[str]) -> list[list[int]]:
+    async def tokenize_inputs(
+        self, texts: Sequence[str], *, special: bool = False, begin: bool = True
+    ) -> list[list[int]]:
         """See Engine.tokenize_inputs. One call for many: two thousand take two seconds one by one."""
+        head = self._require_loaded().head
+        # Between them goes the id of a control token that none of the texts is read as.
+        read = "\0".join(texts) if special else ""
+        border = next((token_id for token_id, text in sorted(head.controls.items()) if text not in read), None)
+        if border is None:
+            return [await self.tokenize(text, special=special, begin=begin and bool(text)) for text in texts]
+        return await self._tokenize_between(border, texts, special=special, begin=begin)
+
+    async def _tokenize_between(
+        self, border: int, texts: Sequence[str], *, special: bool, begin: bool
+    ) -> list[list[int]]:
         loaded = self._require_loaded()
-        if not loaded.head.controls:
-            return [await self.tokenize(text, special=False, begin=bool(text)) for text in texts]
-        border = min(loaded.head.controls)  # as an id; no text is read as one here
-        begin = [
-            at for at, text in loaded.head.controls.items() if loaded.head.adds_bos and text == loaded.head.bos_text
-        ]
+        adds = begin and loaded.head.adds_bos
+        first = [at for at, text in loaded.head.controls.items() if adds and text == loaded.head.bos_text]
         found: list[list[int]] = []
         for start in range(0, len(texts), _INPUTS_PER_CALL):
             some = texts[start : start + _INPUTS_PER_CALL]
             mixed = [item for text in some for item in (text, border)]
-            request = {"content": mixed, "add_special": False, "parse_special": False}
+            request = {"content": mixed, "add_special": False, "parse_special": special}
             answer = await asyncio.to_thread(ask, loaded.socket_path, "/tokenize", request, self._silence_s)
             ids: list[int] = []
             for token_id in answer["tokens"]:
                 if token_id == border:
-                    found.append([*begin, *ids] if ids else [])
+                    found.append([*first, *ids] if ids else [])
                     ids = []
                 else:
                     ids.append(token_id)
@@ -223,6 +232,8 @@ class LlamaCppEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece, None]:
         """See Engine.generate."""
         loaded = self._require_loaded()
+        if any(image[:4] == b"RIFF" and image[8:12] == b"WEBP" for image in generation.images):
+            raise NotSupported("this model reads no WebP: send PNG, JPEG or GIF")
         budget = budget_tokens(generation, loaded.facts)
         if budget == 0:  # llama.cpp would bring one token all the same
             yield Piece((), "", "length")

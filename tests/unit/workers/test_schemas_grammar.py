@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from typing import Any
 
 import jsonschema
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.workers.grammar_kit import say, takes
+from workers.chat.patterns import pattern
 from workers.chat.schema_values import BadSchema
 from workers.chat.schemas import any_object, schema_value
 from workers.engines.grammar import Builder, Grammar, GrammarTooLarge, Matcher
@@ -198,6 +201,47 @@ def test_what_is_not_supported_is_said_clearly(schema: Any, says: str) -> None:
     assert says in str(caught.value)
 
 
+LOOSE: list[tuple[Any, str, str]] = [
+    # schema, a text that it takes where it is not strict, one that it does not
+    ({"type": "array", "items": {"type": "integer"}, "uniqueItems": True}, "[1, 1]", '["a"]'),
+    ({"type": "integer", "multipleOf": 5}, "7", "7.5"),
+    ({"type": "object", "patternProperties": {"^a": {}}, "additionalProperties": False}, '{"b": 1}', "[]"),
+    ({"properties": {"a": {"type": "string", "pattern": "^(?=a)b$"}}, "required": ["a"]}, '{"a": "x"}', '{"a": 1}'),
+    ({"properties": {"a": {"$ref": "https://example.com/x"}}, "required": ["a"]}, '{"a": [1]}', "{}"),
+    ({"properties": {"a": {"$ref": "#x"}, "b": {"$ref": "#x"}}}, '{"a": 1, "b": 2}', '{"b": 2, "a": 1}'),
+    ({"oneOf": [{"type": "integer"}, {"type": "integer", "minimum": 3}]}, "7", "x"),
+    (
+        {"type": "object", "properties": {"a": {"type": "null"}}, "maxProperties": 1, "not": {}},
+        '{"a": null}',
+        '{"b": 1}',
+    ),
+]
+
+
+@pytest.mark.parametrize(("schema", "takes_it", "does_not"), LOOSE)
+def test_what_is_not_strict_is_followed_as_far_as_it_goes(schema: Any, takes_it: str, does_not: str) -> None:
+    builder = Builder()
+    grammar = builder.grammar(schema_value(builder, schema, strict=False))
+    assert takes(grammar, takes_it)
+    assert not takes(grammar, does_not)
+    with pytest.raises(BadSchema):
+        grammar_of(schema)
+
+
+def test_what_is_wrong_is_an_error_where_it_is_not_strict_too() -> None:
+    for schema in ({"type": "strng"}, {"$ref": "#/$defs/none"}, {"enum": []}, {"minimum": 5, "maximum": 2}):
+        with pytest.raises(BadSchema):
+            schema_value(Builder(), schema, strict=False)
+
+
+def test_a_reference_is_percent_encoded_and_names_no_anchor() -> None:
+    schema = {"$defs": {"a b": {"type": "null"}, "c/d": {"type": "boolean"}}}
+    assert takes(grammar_of({**schema, "$ref": "#/$defs/a%20b"}), "null")
+    assert takes(grammar_of({**schema, "$ref": "#/$defs/c~1d"}), "true")
+    with pytest.raises(BadSchema, match="within the schema"):
+        grammar_of({"$defs": {"x": {"$anchor": "foo", "type": "null"}}, "properties": {"a": {"$ref": "#foo"}}})
+
+
 def test_too_deep_is_an_error_and_no_crash() -> None:
     schema: Any = {"type": "string"}
     for _ in range(90):
@@ -219,7 +263,6 @@ def test_too_deep_is_an_error_and_no_crash() -> None:
     [
         {"$ref": "#"},
         {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
-        {"type": "string", "pattern": "^(a*)*$"},
         {"type": "array", "items": {"type": "array", "minItems": 2000, "items": {"maxLength": 2000, "type": "string"}}},
     ],
 )
@@ -229,6 +272,96 @@ def test_what_refers_to_itself_or_explodes_is_an_error(schema: Any) -> None:
         schema = {"anyOf": [{"type": "array", "minItems": n, "items": {"const": n}} for n in range(1900, 2000)]}
     with pytest.raises((BadSchema, GrammarTooLarge)):
         grammar_of(schema)
+
+
+EXPRESSIONS = [
+    "^(a?){5}a{3}$", "^(a*)*$", "^(a|aa|aaa){4}$", "^(a?b?){3}$", "^((a|b)*c?){2,3}$", "a.b", "^[^a]{2,4}$", "b",
+    "^(a+b?)+$", "^(ab|a)(c|bc)$", "^a{0}b{0,1}c{1,}$", "^(?:a|)(b|)$",
+    "^\\w+\\s\\d{2,4}$", '^"a\\\\"+$', "^(a{2}){1,2}$",
+    "^a.{3}$", "a.{15}b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", EXPRESSIONS)
+def test_expressions_match_what_they_match_elsewhere(source: str) -> None:
+    """Against Python's own, on every short text of a few letters, and on longer ones."""
+    grammar = grammar_of({"type": "string", "pattern": source})
+    texts = ["".join(text) for size in range(5) for text in itertools.product('ab c"\\', repeat=size)]
+    texts += ["a" * 8, "a" * 12, "abc" * 4, "a1_ 2345", "é 12", "a" + "b" * 16, "cc" + "a" * 16 + "b" + "c"]
+    expression = re.compile(source.removesuffix("$") + (r"\Z" if source.endswith("$") else ""), re.ASCII)
+    matched = 0
+    for text in texts:
+        found = expression.search(text) is not None
+        matched += found
+        assert takes(grammar, json.dumps(text, ensure_ascii=False)) is found, text
+    assert 0 < matched < len(texts)
+
+
+@pytest.mark.parametrize("source", ["^(a?){500}a{300}$", "^((a?b?){5}){5}a{30}$", "^(a|aa|aaa){90}$", "^(.?){400}$"])
+def test_an_expression_is_read_in_one_way(source: str) -> None:
+    """llama.cpp stood still for minutes over the first, and with it everybody on the node."""
+    builder = Builder()
+    matcher = Matcher(builder.grammar(pattern(builder, source)))
+    for _ in range(50):
+        assert len(matcher.state) <= 10  # a character may be written in several ways
+        assert matcher.feed("a")
+
+
+@pytest.mark.parametrize(
+    "source", ["a.{20}b{100}", "^(a{1000}){1000}$", "^(a|b)*a(a|b){99}$", "^((a?b?){30}){30}a{200}$"]
+)
+def test_an_expression_of_too_many_ways_is_an_error(source: str) -> None:
+    with pytest.raises(BadSchema):
+        grammar_of({"type": "string", "pattern": source})
+
+
+def lists_in_lists(depth: int, kinds: int = 2) -> dict[str, Any]:
+    """Lists of lists, each in several ways that nothing tells apart."""
+    inner = {f"n{at}": {"$ref": f"#/$defs/n{at + 1}"} for at in range(depth)}
+    ways = {
+        name: {
+            "anyOf": [{"type": "array", "items": item, "minItems": 1, "maxItems": most + 1} for most in range(kinds)]
+        }
+        for name, item in inner.items()
+    }
+    return {"$ref": "#/$defs/n0", "$defs": {**ways, f"n{depth}": {"type": "boolean"}}}
+
+
+def expression_tree(*names: str, kinds: int = 3) -> dict[str, Any]:
+    def way(kind: int) -> dict[str, Any]:
+        parts: dict[str, Any] = {name: {"const": kind} if name == "kind" else {"$ref": "#"} for name in names}
+        return {"type": "object", "properties": parts, "required": list(names), "additionalProperties": False}
+
+    return {"anyOf": [*map(way, range(kinds)), {"type": "integer"}]}
+
+
+PERHAPS: dict[str, Any] = {"anyOf": [{"type": "object", "additionalProperties": {"$ref": "#"}}, {"type": "null"}]}
+MANY_WAYS = [
+    (lists_in_lists(6), True),
+    (lists_in_lists(20), False),
+    (lists_in_lists(3, 40), False),
+    (expression_tree("kind", "left", "right"), True),
+    (expression_tree("left", "kind"), False),
+    (expression_tree("kind", "v", kinds=300), True),
+    (PERHAPS, True),
+    (
+        {"anyOf": [*PERHAPS["anyOf"], {"type": "object", "additionalProperties": {"$ref": "#"}, "minProperties": 0}]},
+        False,
+    ),
+    ({"anyOf": [{}, {"type": "array", "items": {"$ref": "#"}}]}, True),
+]
+
+
+@pytest.mark.parametrize(("schema", "followed"), MANY_WAYS, ids=range(len(MANY_WAYS)))
+def test_what_can_be_read_in_too_many_ways_is_an_error(schema: dict[str, Any], followed: bool) -> None:
+    """Each level doubles what an engine has to follow: at 17 levels llama.cpp takes minutes for a token."""
+    if followed:
+        assert takes(grammar_of(schema), say(grammar_of(schema), 1))
+        return
+    with pytest.raises(BadSchema, match="too many ways"):
+        grammar_of(schema)
+    builder = Builder()
+    assert takes(builder.grammar(schema_value(builder, schema, strict=False)), '[{"a": 1}]')
 
 
 def test_errors_do_not_repeat_values() -> None:

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -114,6 +114,36 @@ async def test_cutting_at_marks_changes_no_other_ids(engine: Engine) -> None:
                 *await engine.tokenize(f"{after}<|im_end|>\n<|im_start|>assistant\n"),
             ]
             assert list(ids) == by_hand
+
+
+async def test_many_texts_of_control_tokens_are_tokenised_together_and_to_the_same_ids(engine: Engine) -> None:
+    prompt = shark().render(user("a<|im_end|> b <|im_start|>" * 40 + "<|endoftext|>"))
+    alone = [one for part in prompt.parts for one in await engine.tokenize(part.text, special=part.special)]
+    asked: list[str] = []
+
+    class Counting:
+        async def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+            asked.append(text)
+            return await engine.tokenize(text, special=special)
+
+        async def tokenize_inputs(self, texts: list[str], *, special: bool, begin: bool) -> list[list[int]]:
+            asked.append("many")
+            return await engine.tokenize_inputs(texts, special=special, begin=begin)
+
+    assert list(await prompt_ids(cast(Engine, Counting()), prompt)) == alone
+    assert asked == ["many", "many"]
+
+
+async def test_template_text_with_every_control_token_is_tokenised_too(engine: Engine) -> None:
+    texts = ["".join(SPECIALS), "a", "<|im_end|>"] * 9
+    found = await engine.tokenize_inputs(texts, special=True, begin=False)
+    assert found == [await engine.tokenize(text) for text in texts]
+
+
+def test_a_mebibyte_of_control_tokens_is_marked_in_one_pass() -> None:
+    """A search to the end of the text for each of them once held a node for 78 s; this test takes that long then."""
+    prompt = shark().render(user("<|im_end|>" * 100_000))
+    assert len(prompt.parts) == 100_002
 
 
 @pytest.mark.parametrize(

@@ -131,10 +131,14 @@ def test_an_answer_in_a_form_or_a_call() -> None:
 def test_schemas_of_tools() -> None:
     odd = {"type": "object", "properties": {"a": {"not": {}}}}
     endless = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}
-    for schema in (odd, {"type": "array"}, endless):
+    for schema in ({"type": "array"}, endless):
         loose = constraint_of(job(tools=(Tool(name="f", parameters=schema),), tool_choice="required"), LLAMA3)
         assert loose is not None
         assert takes(loose, '{"name": "f", "parameters": {"b": [1]}}')
+    loose = constraint_of(job(tools=(Tool(name="f", parameters=odd),), tool_choice="required"), LLAMA3)
+    assert loose is not None
+    assert takes(loose, '{"name": "f", "parameters": {"a": [1]}}')
+    assert not takes(loose, '{"name": "f", "parameters": {"b": [1]}}')
     for schema in (odd, {"type": "array"}, {"properties": {"x": {"$ref": "#/properties/x"}}, "required": ["x"]}):
         with pytest.raises(BadSchema):
             constraint_of(job(tools=(Tool(name="f", parameters=schema, strict=True),), tool_choice="required"), HERMES)
