@@ -115,7 +115,9 @@ async def _compare(source: Source, database_url: str) -> bool:
         await comparison.books(books)
     sound = _report(books)
     if not comparison.differences:
-        click.echo(f"PostgreSQL is the same at these offsets: {comparison.rows:,} rows compared")
+        behind = sum((await source.ends()).values()) - books.events
+        more = f"; the log has {behind:,} records more, which it has not read" if behind else ""
+        click.echo(f"PostgreSQL is the same at these offsets: {comparison.rows:,} rows compared{more}")
         return sound
     more = "at least " if comparison.full else ""
     click.echo(f"PostgreSQL differs, {more}{len(comparison.differences)} differences:", err=True)
