@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,8 @@ def write_whole(out: str, pieces: Iterable[bytes]) -> int:
     A link's target is written. What is there and is no file, as a pipe or a device, is written to and stays what it is.
     """
     if out == "-":
+        if sys.stdout is None:  # the shell's >&-
+            raise OSError(errno.EBADF, "stdout is closed")
         stdout = click.get_binary_stream("stdout")
         written = sum(stdout.write(piece) for piece in pieces)
         stdout.flush()

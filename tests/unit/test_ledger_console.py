@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from ledger.console import write_whole
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_pipe_or_device_is_written_to_and_stays_what_it_is(tmp_path: Path) -> None:
@@ -52,3 +56,14 @@ def test_where_no_file_can_be_is_an_error_by_the_given_name(tmp_path: Path, out:
         write_whole(out, [b"x"])
     assert caught.value.filename == (out or ".")
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [("> /dev/full", "shrk: the output cannot be written: No space left on device"), ("| true", ""), (">&-", "")],
+)
+def test_stdout_that_takes_nothing_is_no_traceback(way: str, said: str) -> None:
+    shell = f"set -o pipefail; '{sys.executable}' -m infra.cli ledger rules {way}"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.strip() == said
+    assert done.returncode == (0 if way == ">&-" else 1) or way == "| true"  # true may be slower than we are
