@@ -31,8 +31,9 @@ up: $(READY)  ## start the whole stack (PORT=8080, ARGS=...)
 down: $(READY)  ## stop the stack that runs on the state folder
 	@exec $(BIN)/shrk down
 
+# Two at a time, each with a broker and a database of its own: most tests wait for processes (tests/conftest.py).
 test: lint typecheck  ## lint, types and all tests (PYTEST="-k name")
-	$(BIN)/python -m pytest -q $(PYTEST)
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST)
 
 drill: $(TESTS)  ## plants bugs one by one and wants the tests to notice each (ARGS="part of a name")
 	$(BIN)/python -m tests.drill $(ARGS)

@@ -241,25 +241,8 @@ async def credit(
 
     Raises AccountRefused if there is no such wallet, or the reference stands for another wallet or amount.
     """
-    asset = await db.fetchval("select asset from state.wallets where wallet_id = $1", wallet_id)
-    if asset is None:
-        raise AccountRefused(f"no wallet {wallet_id}; make it with `shrk wallet create {wallet_id}`")
-    # Bound and committed before it is appended: two credits under one reference can never both be in flight (S6).
-    await db.execute(
-        "insert into state.credit_refs (external_ref, wallet_id, asset, amount_nano) values ($1, $2, $3, $4) "
-        "on conflict do nothing",
-        external_ref,
-        wallet_id,
-        asset,
-        amount_nano,
-    )
-    bound = await db.fetchrow(
-        "select wallet_id, amount_nano from state.credit_refs where external_ref = $1", external_ref
-    )
-    if (bound["wallet_id"], bound["amount_nano"]) != (wallet_id, amount_nano):
-        raise AccountRefused(
-            f"reference {external_ref} stands for {format_amount(bound['amount_nano'], asset)} to {bound['wallet_id']}"
-        )
+    asset = await _asset_of(db, wallet_id)
+    await _bind(db, "state.credit_refs", external_ref, wallet_id, asset, amount_nano)
     await append(
         WalletCredited(
             wallet=wallet_id,
@@ -297,27 +280,12 @@ async def adjust(
     Raises AccountRefused if there is no such wallet, the reference stands for another wallet or amount, or the amount
     needs an approver other than the operator.
     """
-    asset = await db.fetchval("select asset from state.wallets where wallet_id = $1", wallet_id)
-    if asset is None:
-        raise AccountRefused(f"no wallet {wallet_id}; make it with `shrk wallet create {wallet_id}`")
+    asset = await _asset_of(db, wallet_id)
     event = _adjustment(wallet_id, asset, amount_nano, external_ref, operator, reason, approver)
     if not approved(event):
         limit = format_amount(APPROVAL_ABOVE_NANO[event.asset], asset)
         raise AccountRefused(f"above {limit} an adjustment needs --approver: someone other than {operator}")
-    await db.execute(
-        "insert into state.adjustment_refs (external_ref, wallet_id, asset, amount_nano) values ($1, $2, $3, $4) "
-        "on conflict do nothing",
-        external_ref,
-        wallet_id,
-        asset,
-        amount_nano,
-    )
-    bound = await db.fetchrow(
-        "select wallet_id, asset, amount_nano from state.adjustment_refs where external_ref = $1", external_ref
-    )
-    if (bound["wallet_id"], bound["amount_nano"]) != (wallet_id, amount_nano):
-        was = format_amount(bound["amount_nano"], bound["asset"])
-        raise AccountRefused(f"reference {external_ref} stands for {was} to {bound['wallet_id']}")
+    await _bind(db, "state.adjustment_refs", external_ref, wallet_id, asset, amount_nano)
     await append(event)
 
 
@@ -343,3 +311,37 @@ def _adjustment(
         )
     except ValueError as error:
         raise AccountRefused("reason, reference and approver have 1 to 200 characters each") from error
+
+
+async def _asset_of(db: Any, wallet_id: str) -> Asset:
+    """What the wallet is in. Raises AccountRefused if there is no such wallet."""
+    asset = await db.fetchval("select asset from state.wallets where wallet_id = $1", wallet_id)
+    if asset is None:
+        raise AccountRefused(f"no wallet {wallet_id}; make it with `shrk wallet create {wallet_id}`")
+    return asset
+
+
+async def _bind(
+    db: Any,
+    table: Literal["state.credit_refs", "state.adjustment_refs"],
+    external_ref: str,
+    wallet_id: str,
+    asset: Asset,
+    amount_nano: int,
+) -> None:
+    """The reference stands for this wallet and amount from its commit on. It is bound before its event is appended: two
+    events under one reference can never both be in flight (S6). Raises AccountRefused where it stands for another."""
+    await db.execute(
+        f"insert into {table} (external_ref, wallet_id, asset, amount_nano) values ($1, $2, $3, $4) "
+        "on conflict do nothing",
+        external_ref,
+        wallet_id,
+        asset,
+        amount_nano,
+    )
+    bound = await db.fetchrow(
+        f"select wallet_id, asset, amount_nano from {table} where external_ref = $1", external_ref
+    )
+    if (bound["wallet_id"], bound["amount_nano"]) != (wallet_id, amount_nano):
+        was = format_amount(bound["amount_nano"], bound["asset"])
+        raise AccountRefused(f"reference {external_ref} stands for {was} to {bound['wallet_id']}")

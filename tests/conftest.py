@@ -1,6 +1,7 @@
-"""One real broker and one real PostgreSQL for the whole run, started on first use and gone at its end.
+"""One real broker and one real PostgreSQL for each worker of a run, started on first use and gone at its end.
 
-SHRK_TEST_KAFKA (host:port) and SHRK_TEST_DATABASE_URL name servers to use in place of our own; theirs must be empty.
+SHRK_TEST_KAFKA (host:port) and SHRK_TEST_DATABASE_URL name servers to use in place of our own; theirs must be empty,
+and serve one worker: -n 0.
 """
 
 from __future__ import annotations
@@ -20,6 +21,22 @@ from infra.kafka.java import find_java
 from infra.migrate import migrate
 from infra.postgres import Postgres
 from infra.process import LogFile, running
+
+#: Files that share what is dear to start or to fetch, and so a worker; every other file is a group of its own.
+_TOGETHER = {
+    "test_bad_input": "the real stack",
+    "test_dialects": "the real stack",
+    "test_openai_client": "the real stack",
+    "test_suites": "the real stack",
+    "test_exports": "hledger and beancount",
+    "test_exports_epochs": "hledger and beancount",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For xdist's loadgroup: the tests of a file run on one worker, in their order."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_TOGETHER.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(scope="session")

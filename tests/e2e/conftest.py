@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,6 +18,7 @@ import psutil
 import pytest
 
 from infra.catalog import shipped_models
+from infra.ports import free_port
 from infra.stack import Options, Stack
 from infra.state import StateFolder
 
@@ -97,9 +97,7 @@ class Running:
 
 @asynccontextmanager
 async def running(engine: str, nodes: int = 1, models: tuple[str, ...] | None = None) -> AsyncIterator[Running]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="shrk-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         os.chmod(folder, 0o755)  # PostgreSQL may run as another user
         state = StateFolder(Path(folder) / "s")
