@@ -112,10 +112,7 @@ def export_command(
         f"offsets {format_cut(head.next_offsets)}",
         err=True,
     )
-    for line in wrong:
-        click.echo(f"broken: {line}: run shrk ledger verify", err=True)
-    if wrong:
-        ctx.exit(1)
+    _end(ctx, wrong)
 
 
 @click.command("statement")
@@ -139,7 +136,8 @@ def statement_command(
 ) -> None:
     """Print a month of a wallet or a provider: opening balance, every entry, closing balance, value in USD.
 
-    HTML is one file without anything from elsewhere: print it for a PDF.
+    HTML is one file without anything from elsewhere: print it for a PDF. Exits 1, with the statement printed, where the
+    last epoch was closed over other records of its partitions.
     """
     if (wallet is None) == (provider is None):
         raise click.UsageError("give --wallet or --provider", ctx)
@@ -150,8 +148,16 @@ def statement_command(
     builder = _parsed(ctx, "--month", lambda text: StatementBuilder(account, text), month)
     source = source_of(ctx, folder, errata_file, no_tail)
     with _one_line_errors(), one_line_for_files():
-        statement = asyncio.run(_build(source, builder, wallet))
+        statement, wrong = asyncio.run(_build(source, builder, wallet))
         write_whole("-", [RENDERERS[form](statement).encode()])
+    _end(ctx, wrong)
+
+
+def _end(ctx: click.Context, wrong: list[str]) -> None:
+    for line in wrong:
+        click.echo(f"broken: {line}: run shrk ledger verify", err=True)
+    if wrong:
+        ctx.exit(1)
 
 
 async def _collect(
@@ -199,9 +205,17 @@ async def _cut(
         # As --until with these offsets has it: its own record stands behind them.
         ends = dict(enumerate(events.pop().cut))
         _check_there(ends, found)
-    inside = [event for event in events if all(following <= ends[p] for p, following in enumerate(event.cut))]
-    last = last or (inside[-1] if inside else None)
+    inside = [event for event in events if _is_before(event, ends)]
+    last = last or _last_before(events, ends)
     return ends, Epochs([Cut(event.epoch, event.at_ms, event.cut, event.log_root) for event in inside]), last
+
+
+def _is_before(event: EpochClosed, ends: dict[int, int]) -> bool:
+    return all(following <= ends[partition] for partition, following in enumerate(event.cut))
+
+
+def _last_before(events: list[EpochClosed], ends: dict[int, int]) -> EpochClosed | None:
+    return next((event for event in reversed(events) if _is_before(event, ends)), None)
 
 
 def _check_there(ends: dict[int, int], found: dict[int, int]) -> None:
@@ -210,8 +224,11 @@ def _check_there(ends: dict[int, int], found: dict[int, int]) -> None:
             raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
 
 
-async def _build(source: Source, builder: StatementBuilder, wallet: str | None) -> Statement:
-    """Replays what can concern the account: a wallet's events all stand in one partition, a provider's in any."""
+async def _build(source: Source, builder: StatementBuilder, wallet: str | None) -> tuple[Statement, list[str]]:
+    """Replays what can concern the account: a wallet's events all stand in one partition, a provider's in any.
+
+    Also says where the last epoch was closed over other records of those partitions.
+    """
 
     async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
         for record, event, decision in told:
@@ -219,11 +236,13 @@ async def _build(source: Source, builder: StatementBuilder, wallet: str | None) 
 
     async with source:
         ends = await source.ends()
+        # Damage elsewhere is no affair of this account's.
+        last = _last_before([place.event for place in await source.epochs(damaged=True)], ends)
         if wallet is not None:
             partition = cached_partition_of(wallet.encode(), source.partitions)
             ends = {partition: ends.get(partition, 0)}
-        replay, _, _ = await _replayed(source, ends, listen)
-    return builder.finish(ends, _balances(replay))
+        replay, _, wrong = await _replayed(source, ends, listen, last)
+    return builder.finish(ends, _balances(replay)), wrong
 
 
 async def _replayed(
@@ -237,12 +256,13 @@ async def _replayed(
     with bar("Replaying") as (started, more):
         if epoch is not None:
             # A chain is made of all before it, so the last epoch's heads speak for every record up to there.
-            await read_into(replay, source, dict(enumerate(epoch.cut)), started, more, listener)
+            cut = {partition: epoch.cut[partition] for partition in ends}
+            await read_into(replay, source, cut, started, more, listener)
             wrong = [
                 f"partition {partition} is not what epoch {epoch.epoch} was closed over: its hash chain up to offset "
-                f"{epoch.cut[partition]} ends in {found.hex()}, the epoch says {said}"
-                for partition, (found, said) in enumerate(zip(replay.chains, epoch.heads, strict=True))
-                if found.hex() != said
+                f"{following} ends in {replay.chains[partition].hex()}, the epoch says {epoch.heads[partition]}"
+                for partition, following in cut.items()
+                if replay.chains[partition].hex() != epoch.heads[partition]
             ]
         await read_into(replay, source, ends, started, more, listener)
     digest = replay.finish()

@@ -160,6 +160,18 @@ def test_an_export_says_where_its_epoch_was_closed_over_other_records(
     assert len(out.read_text().splitlines()) > 80
 
 
+@pytest.mark.parametrize("wallet_in_partition", [0, 1])
+@pytest.mark.parametrize("forged", [False, True])
+def test_a_statement_says_so_of_its_own_partition(tmp_path: Path, forged: bool, wallet_in_partition: int) -> None:
+    folder = closed_over(tmp_path, forged)
+    wallet = next(f"w{n}" for n in range(40) if partition_of(b"w%d" % n, PARTITIONS) == wallet_in_partition)
+    more = ("--month", "2027-01", "--archive", str(folder), "--no-tail")
+    result = CliRunner(env={}).invoke(group, ["statement", "--wallet", wallet, *more])
+    wrong = forged and wallet_in_partition == 1
+    assert (result.exit_code, "broken: partition 1 is not" in result.stderr) == (int(wrong), wrong), result.output
+    assert "closing balance" in result.stdout
+
+
 def test_verify_names_files_that_the_manifest_does_not(tmp_path: Path) -> None:
     folder = closed_over(tmp_path, False)
     made = sorted(folder.glob("partition-00001/*"))
