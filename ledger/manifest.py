@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -20,7 +19,7 @@ _FORMAT_1 = "shiver ledger archive 1"
 #: Records of a closed range. Every archive of the same log with the same number has the same files. A power of two, so
 #: that a range is a perfect subtree of its partition's Merkle tree (ledger/merkle.py).
 RANGE_RECORDS = 1 << 17
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HEX = frozenset("0123456789abcdef")
 
 
 class ArchivedFile(NamedTuple):
@@ -102,7 +101,7 @@ def _is_sound(file: ArchivedFile) -> bool:
     numbers = (file.partition, file.first, file.next, file.size_bytes)
     hashes = (file.sha256, file.chain)
     return all(type(number) is int and number >= 0 for number in numbers) and all(
-        type(text) is str and _SHA256.fullmatch(text) is not None for text in hashes
+        type(text) is str and len(text) == 64 and _HEX.issuperset(text) for text in hashes
     )
 
 
