@@ -1,5 +1,6 @@
 """The `shrk` command. Each package brings its own commands; they are imported when called, so that help is instant."""
 
+import errno
 import importlib
 import importlib.util
 import os
@@ -69,6 +70,10 @@ def cli(ctx: click.Context) -> None:
     ctx.obj = _environment
 
 
+#: What writing to stdout comes to: nobody reads, a full disk, a quota, a file that is too large, a broken disk.
+_NOT_WRITTEN = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def _environment() -> dict[str, str]:
     """For commands of packages that do not know of us: the environment as a process of the running stack has it."""
     from infra.addresses import as_environment, find
@@ -88,9 +93,13 @@ def main(args: list[str] | None = None) -> Any:
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN or error.filename is not None:
+            raise
         # `shrk status | head`: nobody reads on. Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno != errno.EPIPE:
+            click.echo(f"shrk: the output cannot be written: {error.strerror}", err=True)
         sys.exit(1)
 
 

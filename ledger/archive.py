@@ -94,6 +94,13 @@ class Archive:
         """The next offset behind what is archived, per partition."""
         return {partition: self.manifest.end(partition) for partition in self.manifest.files}
 
+    def strays(self) -> list[Path]:
+        """Files that the manifest does not name: a killed run left them, or the manifest is older than they are."""
+        named = {file.file for files in self.manifest.files.values() for file in files}
+        with _unavailable(self.folder, "read"):
+            found = sorted(self.folder.glob("partition-*/*.parquet"))
+        return [path for path in found if str(path.relative_to(self.folder)) not in named]
+
     def read(self, starts: Mapping[int, int], ends: Mapping[int, int]) -> Iterator[tuple[ArchivedFile, list[Record]]]:
         """Records from `starts` up to, not with, `ends`, one partition after the other; a list is of one file.
 

@@ -63,7 +63,7 @@ def replay(
 @click.argument("request_id")
 @click.pass_context
 def entries(ctx: click.Context, request_id: str) -> None:
-    """Show how a request ended and who was booked for it.
+    """Show how a request ended and who was booked for it; exit 1 where that does not sum to zero, or to the charge.
 
     REQUEST_ID is that of x-shiver-request-id, or a completion's id (chatcmpl-...).
     """
@@ -71,7 +71,8 @@ def entries(ctx: click.Context, request_id: str) -> None:
         found = parse_request_id(request_id)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param_hint="REQUEST_ID") from None
-    run_shell(_entries(settings_of(ctx), found))
+    if not run_shell(_entries(settings_of(ctx), found)):
+        ctx.exit(1)
 
 
 async def _replay(source: Source, compare_with: str | None, epoch: int | None, plain: bool) -> bool:
@@ -115,7 +116,9 @@ async def _compare(source: Source, database_url: str) -> bool:
         await comparison.books(books)
     sound = _report(books)
     if not comparison.differences:
-        click.echo(f"PostgreSQL is the same at these offsets: {comparison.rows:,} rows compared")
+        behind = sum((await source.ends()).values()) - books.events
+        more = f"; the log has {behind:,} records more, which it has not read" if behind else ""
+        click.echo(f"PostgreSQL is the same at these offsets: {comparison.rows:,} rows compared{more}")
         return sound
     more = "at least " if comparison.full else ""
     click.echo(f"PostgreSQL differs, {more}{len(comparison.differences)} differences:", err=True)
@@ -146,8 +149,9 @@ def _report(books: Replay) -> bool:
     return not books.broken
 
 
-async def _entries(settings: Settings, request_id: str) -> None:
-    async with connected(settings.database_url) as db:
+async def _entries(settings: Settings, request_id: str) -> bool:
+    """Whether the entries sum to zero, and are those of the charge."""
+    async with connected(settings.database_url) as db, db.transaction(isolation="repeatable_read", readonly=True):
         requests = await db.fetch("select * from derived.requests where request_id = $1 order by partition", request_id)
         rows = await db.fetch(
             'select * from derived.entries where request_id = $1 order by partition, "offset", posting', request_id
@@ -156,16 +160,24 @@ async def _entries(settings: Settings, request_id: str) -> None:
         raise click.ClickException(f"the books know no request {request_id}; just now it may not have been read yet")
     for request in requests:
         _head(request_id, request)
-    if not rows:
-        click.echo("no entries: nobody was charged")
-        return
+    sums = {asset: sum(r["amount_nano"] for r in rows if r["asset"] == asset) for asset in {r["asset"] for r in rows}}
     lines = [
         (row["account"], format_amount(row["amount_nano"]), row["asset"], f"{row['partition']}/{row['offset']}")
         for row in rows
     ]
-    for asset in sorted({row["asset"] for row in rows}):
-        lines.append(("sum", format_amount(sum(r["amount_nano"] for r in rows if r["asset"] == asset)), asset, ""))
-    table(("account", "amount", "asset", "in the log at"), lines, right=(1,))
+    lines += [("sum", format_amount(nano), asset, "") for asset, nano in sorted(sums.items())]
+    if rows:
+        table(("account", "amount", "asset", "in the log at"), lines, right=(1,))
+    else:
+        click.echo("no entries: nobody was charged")
+    charged = sum(request["charge_nano"] for request in requests)
+    taken = -sum(row["amount_nano"] for row in rows if row["posting"] == 0)  # the payer's
+    wrong = [f"the entries in {asset} do not sum to zero" for asset, nano in sorted(sums.items()) if nano]
+    if charged != taken:
+        wrong.append(f"the payer's entries take {taken} nano, the charge is {charged}")
+    for what in wrong:
+        click.echo(f"broken: {what}: run shrk ledger verify", err=True)
+    return not wrong
 
 
 def _head(request_id: str, request: Any) -> None:

@@ -128,6 +128,8 @@ def verify(
     else:
         report = run_shell(verify_log(source, settings_of(ctx).database_url, bar, every_batch=every_batch, both=both))
     _print(report)
+    for path in [] if source.archive is None else source.archive.strays()[:_SHOWN_MAX]:
+        click.echo(f"not read, since the manifest does not name it: {path}", err=True)
     if report.bad:
         ctx.exit(1)
 
@@ -143,7 +145,9 @@ def _print(report: Report) -> None:
         if len(report.bad) > _SHOWN_MAX:
             click.echo(f"      and {len(report.bad) - _SHOWN_MAX:,} more", err=True)
         return
-    rows = f", and PostgreSQL in {report.rows:,} rows" if report.rows else ""
+    rows = "" if report.compared is None else f", and PostgreSQL in {report.rows:,} rows"
+    if report.compared is not None and report.compared < report.events:
+        rows += f", which has read {report.compared:,} of them"
     click.echo(f"{report.events:,} events verified: records, hash chain, invariants at every prefix{rows}")
     if report.epochs:
         click.echo(f"{report.epochs:,} epochs verified: cut, heads, roots, digest, entitlements, payout root")

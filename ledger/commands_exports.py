@@ -43,7 +43,7 @@ from ledger.replay import Listener, Replay, read_into
 from ledger.source import Source
 from ledger.spool import Spool
 from ledger.statements import Statement, StatementBuilder
-from schemas.events import Event
+from schemas.events import EpochClosed, Event
 from schemas.topics import LEDGER, SETTLEMENT_KEY
 
 PARQUET = "parquet"
@@ -55,7 +55,7 @@ RENDERERS: dict[str, Callable[[Statement], str]] = {
     "html": as_html,
 }
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,79}")  # schemas.events.Id
-_CUT = re.compile(r"\d{1,4}:\d{1,18}(,\d{1,4}:\d{1,18})*")
+_CUT = re.compile(r"\d{1,4}:\d{1,18}(,\d{1,4}:\d{1,18})*", re.ASCII)
 
 
 def register(group: click.Group) -> None:
@@ -91,7 +91,7 @@ def export_command(
     """Write every transaction of the books as a journal that hledger or beancount checks, as CSV or as Parquet.
 
     The same cut gives the same bytes. Balances are asserted at the end of each day, at each epoch's cut, and at the
-    end of the export.
+    end of the export. Exits 1, with the file written, where the last epoch in it was closed over other records.
     """
     if until is not None and epoch is not None:
         raise click.UsageError("give --until or --epoch, not both", ctx)
@@ -99,7 +99,7 @@ def export_command(
     ends, day = _parse_until(ctx, until, source.partitions)
     key = by_epoch if form in FORMS and FORMS[form].by_epoch else by_day
     with _one_line_errors(), one_line_for_files(), Spool(key=key) as spool:
-        head = asyncio.run(_collect(source, ends, day, epoch, spool))
+        head, wrong = asyncio.run(_collect(source, ends, day, epoch, spool))
         if form == PARQUET:
             from ledger.parquet_export import export_parquet
 
@@ -112,6 +112,7 @@ def export_command(
         f"offsets {format_cut(head.next_offsets)}",
         err=True,
     )
+    _end(ctx, wrong)
 
 
 @click.command("statement")
@@ -135,7 +136,8 @@ def statement_command(
 ) -> None:
     """Print a month of a wallet or a provider: opening balance, every entry, closing balance, value in USD.
 
-    HTML is one file without anything from elsewhere: print it for a PDF.
+    HTML is one file without anything from elsewhere: print it for a PDF. Exits 1, with the statement printed, where the
+    last epoch was closed over other records of its partitions.
     """
     if (wallet is None) == (provider is None):
         raise click.UsageError("give --wallet or --provider", ctx)
@@ -146,20 +148,30 @@ def statement_command(
     builder = _parsed(ctx, "--month", lambda text: StatementBuilder(account, text), month)
     source = source_of(ctx, folder, errata_file, no_tail)
     with _one_line_errors(), one_line_for_files():
-        statement = asyncio.run(_build(source, builder, wallet))
+        statement, wrong = asyncio.run(_build(source, builder, wallet))
         write_whole("-", [RENDERERS[form](statement).encode()])
+    _end(ctx, wrong)
+
+
+def _end(ctx: click.Context, wrong: list[str]) -> None:
+    for line in wrong:
+        click.echo(f"broken: {line}: run shrk ledger verify", err=True)
+    if wrong:
+        ctx.exit(1)
 
 
 async def _collect(
     source: Source, ends: dict[int, int] | None, until_day: int | None, epoch: int | None, spool: Spool
-) -> Head:
+) -> tuple[Head, list[str]]:
     """Replays the log up to `ends`, or the cut of `epoch`, and puts what is to be exported into `spool`.
+
+    Also says where the last epoch in it was closed over other records.
 
     The epochs are those that were closed before `ends`; an export by a day looks at none.
     """
     tally = Tally()
     async with source:
-        ends, epochs = await _cut(source, ends, until_day, epoch)
+        ends, epochs, last = await _cut(source, ends, until_day, epoch)
 
         async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
             for record, event, decision in told:
@@ -169,31 +181,41 @@ async def _collect(
                     tally.add(transaction)
                     spool.add(transaction)
 
-        replay, digest = await _replayed(source, ends, listen)
+        replay, digest, wrong = await _replayed(source, ends, listen, last)
     if until_day is not None:
-        return Head(tally.next_offsets, None, until_day, tally)
+        return Head(tally.next_offsets, None, until_day, tally), wrong
     if tally.balances != _balances(replay):
         raise ExportError("the transactions do not sum to the books: run shrk ledger replay")
-    return Head({books.partition: books.next_offset for books in replay.books}, digest, None, tally, epochs.cuts)
+    return Head(replay.places(), digest, None, tally, epochs.cuts), wrong
 
 
 async def _cut(
     source: Source, ends: dict[int, int] | None, until_day: int | None, epoch: int | None
-) -> tuple[dict[int, int], Epochs]:
-    """Up to where to read, and the epochs that were closed before."""
+) -> tuple[dict[int, int], Epochs, EpochClosed | None]:
+    """Up to where to read, the epochs that were closed before, and the last one whose cut lies there or before."""
     found = await source.ends()
     ends = found if ends is None else ends
     _check_there(ends, found)
     if until_day is not None:
-        return ends, Epochs()
+        return ends, Epochs(), None
     home = cached_partition_of(SETTLEMENT_KEY.encode(), source.partitions)
     events = [place.event for place in await source.epochs(ends[home], up_to=epoch)]
+    last = events[-1] if epoch is not None else None
     if epoch is not None:
         # As --until with these offsets has it: its own record stands behind them.
         ends = dict(enumerate(events.pop().cut))
         _check_there(ends, found)
-    inside = [event for event in events if all(following <= ends[p] for p, following in enumerate(event.cut))]
-    return ends, Epochs([Cut(event.epoch, event.at_ms, event.cut, event.log_root) for event in inside])
+    inside = [event for event in events if _is_before(event, ends)]
+    last = last or _last_before(events, ends)
+    return ends, Epochs([Cut(event.epoch, event.at_ms, event.cut, event.log_root) for event in inside]), last
+
+
+def _is_before(event: EpochClosed, ends: dict[int, int]) -> bool:
+    return all(following <= ends[partition] for partition, following in enumerate(event.cut))
+
+
+def _last_before(events: list[EpochClosed], ends: dict[int, int]) -> EpochClosed | None:
+    return next((event for event in reversed(events) if _is_before(event, ends)), None)
 
 
 def _check_there(ends: dict[int, int], found: dict[int, int]) -> None:
@@ -202,8 +224,11 @@ def _check_there(ends: dict[int, int], found: dict[int, int]) -> None:
             raise ExportError(f"{LEDGER} partition {partition} ends at {found.get(partition, 0)}, before {end}")
 
 
-async def _build(source: Source, builder: StatementBuilder, wallet: str | None) -> Statement:
-    """Replays what can concern the account: a wallet's events all stand in one partition, a provider's in any."""
+async def _build(source: Source, builder: StatementBuilder, wallet: str | None) -> tuple[Statement, list[str]]:
+    """Replays what can concern the account: a wallet's events all stand in one partition, a provider's in any.
+
+    Also says where the last epoch was closed over other records of those partitions.
+    """
 
     async def listen(told: list[tuple[Record, Event, Decision]]) -> None:
         for record, event, decision in told:
@@ -211,23 +236,40 @@ async def _build(source: Source, builder: StatementBuilder, wallet: str | None) 
 
     async with source:
         ends = await source.ends()
+        # Damage elsewhere is no affair of this account's.
+        last = _last_before([place.event for place in await source.epochs(damaged=True)], ends)
         if wallet is not None:
             partition = cached_partition_of(wallet.encode(), source.partitions)
             ends = {partition: ends.get(partition, 0)}
-        replay, _ = await _replayed(source, ends, listen)
-    return builder.finish(ends, _balances(replay))
+        replay, _, wrong = await _replayed(source, ends, listen, last)
+    return builder.finish(ends, _balances(replay)), wrong
 
 
-async def _replayed(source: Source, ends: dict[int, int], listener: Listener) -> tuple[Replay, str]:
-    """The books up to `ends` and their digest. Raises ExportError where an invariant does not hold."""
-    replay = Replay(source.partitions, errata=source.errata)
+async def _replayed(
+    source: Source, ends: dict[int, int], listener: Listener, epoch: EpochClosed | None = None
+) -> tuple[Replay, str, list[str]]:
+    """The books up to `ends`, their digest, and where `epoch` was closed over other records than those before its cut.
+
+    Raises ExportError where an invariant does not hold.
+    """
+    replay, wrong = Replay(source.partitions, errata=source.errata), list[str]()
     with bar("Replaying") as (started, more):
+        if epoch is not None:
+            # A chain is made of all before it, so the last epoch's heads speak for every record up to there.
+            cut = {partition: epoch.cut[partition] for partition in ends}
+            await read_into(replay, source, cut, started, more, listener)
+            wrong = [
+                f"partition {partition} is not what epoch {epoch.epoch} was closed over: its hash chain up to offset "
+                f"{following} ends in {replay.chains[partition].hex()}, the epoch says {epoch.heads[partition]}"
+                for partition, following in cut.items()
+                if replay.chains[partition].hex() != epoch.heads[partition]
+            ]
         await read_into(replay, source, ends, started, more, listener)
     digest = replay.finish()
     if replay.broken:
         others = f" and {len(replay.broken) - 1} more" if len(replay.broken) > 1 else ""
         raise ExportError(f"the books are broken: {replay.broken[0]}{others}")
-    return replay, digest
+    return replay, digest, wrong
 
 
 def _balances(replay: Replay) -> dict[tuple[str, str], int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import re
+import sys
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,16 +64,31 @@ def bar(label: str) -> Generator[tuple[Callable[[int], None], Callable[[int], No
 
 
 def write_whole(out: str, pieces: Iterable[bytes]) -> int:
-    """Write a file that appears only when it is whole, - being stdout, and return its bytes. Raises OSError."""
+    """Write a file that appears only when it is whole, - being stdout, and return its bytes. Raises OSError.
+
+    A link's target is written. What is there and is no file, as a pipe or a device, is written to and stays what it is.
+    """
     if out == "-":
+        if sys.stdout is None:  # the shell's >&-
+            raise OSError(errno.EBADF, "stdout is closed")
         stdout = click.get_binary_stream("stdout")
         written = sum(stdout.write(piece) for piece in pieces)
         stdout.flush()
         return written
-    path = Path(out)
+    given = Path(out)
+    if given.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), out or ".")
+    if given.exists() and not given.is_file():
+        with given.open("wb") as file:
+            return sum(file.write(piece) for piece in pieces)
+    path = given.resolve()
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        file = part.open("wb")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, out) from None  # by the name that was given
+    try:
+        with file:
             written = sum(file.write(piece) for piece in pieces)
             file.flush()
             os.fsync(file.fileno())

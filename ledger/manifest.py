@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
+from schemas.facts import PARTITIONS_MAX
 from schemas.topics import LEDGER
 
 FORMAT = "shiver ledger archive 2"
@@ -18,6 +19,7 @@ _FORMAT_1 = "shiver ledger archive 1"
 #: Records of a closed range. Every archive of the same log with the same number has the same files. A power of two, so
 #: that a range is a perfect subtree of its partition's Merkle tree (ledger/merkle.py).
 RANGE_RECORDS = 1 << 17
+_HEX = frozenset("0123456789abcdef")
 
 
 class ArchivedFile(NamedTuple):
@@ -41,8 +43,10 @@ class Manifest:
     """The files of an archive, per partition in order and without a hole. Only a partition's last may be a tail."""
 
     def __init__(self, partitions: int, range_records: int) -> None:
-        """Raises ValueError where `range_records` is no power of two."""
-        if range_records.bit_count() != 1:
+        """Raises ValueError where `range_records` is no power of two, or no log has so many partitions."""
+        if type(partitions) is not int or not 1 <= partitions <= PARTITIONS_MAX:
+            raise ValueError(f"an archive has 1 to {PARTITIONS_MAX} partitions")
+        if type(range_records) is not int or range_records.bit_count() != 1:
             raise ValueError(f"a range of {range_records} records is no power of two")
         self.partitions = partitions
         self.range_records = range_records
@@ -67,6 +71,8 @@ class Manifest:
 
         Raises ValueError where it does not follow what is there.
         """
+        if not _is_sound(file):
+            raise ValueError("a file's numbers or hashes are none")
         files = self.files[file.partition]
         replaced = None
         if files and not self.is_closed(files[-1]) and files[-1].first == file.first:
@@ -89,6 +95,14 @@ class Manifest:
             "topic": LEDGER,
         }
         return _signed(body)
+
+
+def _is_sound(file: ArchivedFile) -> bool:
+    numbers = (file.partition, file.first, file.next, file.size_bytes)
+    hashes = (file.sha256, file.chain)
+    return all(type(number) is int and number >= 0 for number in numbers) and all(
+        type(text) is str and len(text) == 64 and _HEX.issuperset(text) for text in hashes
+    )
 
 
 def load(data: bytes) -> Manifest:

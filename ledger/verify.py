@@ -39,6 +39,7 @@ class Report(NamedTuple):
     bad: list[str]
     events: int
     rows: int
+    compared: int | None  # records that PostgreSQL had read; None where it was not asked
     places: dict[int, tuple[int, str]]  # next offset and chain head of each partition
     digest: str
     epochs: int
@@ -87,7 +88,7 @@ class _Walk:
             return error
         return None
 
-    def report(self, rows: int) -> Report:
+    def report(self, rows: int, compared: int | None) -> Report:
         """The walk is over."""
         # Where it stopped inside a batch, what that batch came to was not taken.
         whole = not (self._stopped and self._every_batch)
@@ -98,7 +99,7 @@ class _Walk:
         self.bad += self.replay.broken[known:]
         self.bad += self.epochs.bad
         places = {p: (n, self.replay.chains[p].hex()) for p, n in self.replay.places().items()}
-        return Report(self.bad, self.replay.events, rows, places, digest, self.epochs.done)
+        return Report(self.bad, self.replay.events, rows, compared, places, digest, self.epochs.done)
 
 
 async def verify_log(source: Source, database_url: str, bar: Bar, *, every_batch: bool, both: bool) -> Report:
@@ -118,7 +119,7 @@ async def verify_archive(source: Source, bar: Bar, *, every_batch: bool) -> Repo
         stop = await walk.stopped_by(_read_on(walk, source, started, more))
     walk.bad += walk.replay.broken
     walk.bad += [] if stop is None else [str(stop)]
-    return walk.report(0)
+    return walk.report(0, None)
 
 
 def _check_columns(source: Source) -> None:
@@ -167,7 +168,7 @@ async def _verify_log(source: Source, database_url: str, bar: Bar, *, every_batc
         with bar("Comparing the archive with the log") as (started, more):
             # First, because it knows the record where the others know a range.
             walk.bad[:0] = await _other_copies(source, started, more)
-    return walk.report(comparison.rows)
+    return walk.report(comparison.rows, sum(ends.values()))
 
 
 async def _read_on(

@@ -12,7 +12,7 @@ LAST_YEAR = 2900
 
 _EPOCH = date(1970, 1, 1).toordinal()
 END_MS = (date(LAST_YEAR + 1, 1, 1).toordinal() - _EPOCH) * DAY_MS
-_MONTH = re.compile(r"(\d{4})-(\d{2})")
+_MONTH = re.compile(r"(\d{4})-(\d{2})", re.ASCII)
 
 
 def day_of(at_ms: int) -> int:

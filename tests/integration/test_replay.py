@@ -94,6 +94,14 @@ async def test_entries_of_a_request_sum_to_zero(ledger_log: str, books: asyncpg.
         "platform": "0.0002673",
         "sum": "0",
     }
+    for change, words in (
+        ("update derived.entries set amount_nano = amount_nano + 1 where posting = 1", "do not sum to zero"),
+        ("update derived.requests set charge_nano = charge_nano + 1", "take 2700000 nano, the charge is 2700001"),
+        ("delete from derived.entries where request_id is not null", "take 0 nano, the charge is 2700001"),
+    ):
+        await books.execute(change)
+        damaged = await shrk(ledger_log, books_url, "entries", rid)
+        assert (damaged.exit_code, words in damaged.stderr) == (1, True), damaged.output
 
 
 async def test_errors_are_one_line(ledger_log: str, books_url: str) -> None:

@@ -69,8 +69,12 @@ async def test_a_sound_log_is_verified_by_every_way(drill: Drill) -> None:
         digests.add(result.output.splitlines()[-1])
     replayed = await shrk(drill.kafka, drill.url, "replay")
     assert digests == {replayed.output.splitlines()[-1]}
+    known = sum(map(len, await all_records(drill.kafka)))
     await append_all(drill.kafka, load(14, 20))  # ahead of PostgreSQL and of the archive
-    assert (await drill.verify())[0] == 0
+    ahead = await shrk(drill.kafka, drill.url, "verify")
+    assert (ahead.exit_code, f"rows, which has read {known:,} of them" in ahead.output) == (0, True), ahead.output
+    compared = await shrk(drill.kafka, drill.url, "replay", "--compare")
+    assert "records more, which it has not read" in compared.output
     assert (await drill.verify_archive("--both"))[0] == 0
 
 

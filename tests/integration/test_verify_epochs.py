@@ -12,7 +12,7 @@ from books_kit import P, all_records, append_all, make_log_of, project, shrk
 from epochs_kit import OTHER_TERMS, PROVIDERS, TERMS, address_of, earnings, epochs_of, funded, registered
 from ledger_kit import T0_MS
 
-from ledger.reader import Record
+from ledger.reader import LedgerReader, Record
 from schemas import topics
 from schemas.events import EpochClosed, dump, parse
 
@@ -48,14 +48,23 @@ async def bad_lines(kafka: str, url: str, *arguments: str) -> list[str]:
 
 
 async def test_epochs_are_verified_by_every_way(
-    sound: str, books_url: str, books: asyncpg.Pool, tmp_path: Path
+    sound: str, books_url: str, books: asyncpg.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    opened, plain = list[LedgerReader](), LedgerReader.__aenter__
+
+    async def counted(self: LedgerReader) -> LedgerReader:
+        opened.append(self)
+        return await plain(self)
+
+    monkeypatch.setattr(LedgerReader, "__aenter__", counted)
     made = await shrk(sound, books_url, "archive", "--out", str(tmp_path), "--range", "16", "--tail")
     assert made.exit_code == 0, made.output
     archive = ("--archive", str(tmp_path))
     for arguments in ((), ("--every-batch",), archive, (*archive, "--both"), (*archive, "--no-tail")):
+        opened.clear()
         result = await shrk(sound, books_url, "verify", *arguments)
         assert result.exit_code == 0, result.output
+        assert len(opened) == ("--no-tail" not in arguments)  # one connection, whatever there is to stop at
         assert "3 epochs verified: cut, heads, roots, digest, entitlements, payout root" in result.output
     # The newest rows may be on their way; books that were reset to before an epoch still let the log be verified.
     await books.execute("delete from derived.epochs where number = 3")

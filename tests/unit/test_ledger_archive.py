@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from archive_kit import PARTITIONS, make_archive
 from click.testing import CliRunner
 
 from ledger.apply import apply
@@ -13,15 +16,18 @@ from ledger.archive import Archive, ArchiveCorrupt, ArchiveUnavailable
 from ledger.books import Books
 from ledger.commands import group
 from ledger.decide import decide
+from ledger.digest import chain_link
 from ledger.invariants import Running
 from ledger.manifest import ArchivedFile, Manifest, file_name, load
 from ledger.parquet import ROW_GROUP_RECORDS, decode, encode
 from ledger.reader import Record
-from schemas.events import Event, RequestAccepted, RequestFailed, WalletCredited, dump
+from schemas.events import EpochClosed, Event, RequestAccepted, RequestFailed, WalletCredited, dump
 from schemas.ids import uuid7
+from schemas.topics import SETTLEMENT_KEY, partition_of
 
 T0 = 1_800_000_000_000
 RID = uuid7(T0, bytes(10))
+SHA256 = "ab" * 32
 
 
 def some(count: int, first: int = 0) -> list[Record]:
@@ -31,7 +37,7 @@ def some(count: int, first: int = 0) -> list[Record]:
 def manifest() -> Manifest:
     made = Manifest(2, 128)
     for partition, first, following in ((0, 0, 128), (0, 128, 256), (0, 256, 300), (1, 0, 128)):
-        made.add(ArchivedFile(partition, first, following, file_name(partition, first, following), 9, "ab", "cd"))
+        made.add(ArchivedFile(partition, first, following, file_name(partition, first, following), 9, SHA256, SHA256))
     return made
 
 
@@ -84,17 +90,113 @@ def test_every_flipped_byte_of_the_manifest_is_seen() -> None:
             load(cut)
 
 
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"chain": "zz" * 32}, {"chain": 5}, {"chain": "AB" * 32}, {"sha256": "ab"}, {"sha256": None}, {"first": 0.0},
+        {"partition": False}, {"partition": 99}, {"size_bytes": "9"}, {"size_bytes": -1}, {"next": True},
+    ],
+)  # fmt: skip
+def test_a_manifest_with_its_own_hash_and_senseless_fields_is_refused(forged: dict[str, Any]) -> None:
+    body = json.loads(manifest().dump())
+    body["files"][0] |= forged
+    with pytest.raises(ValueError, match=r"altered|numbers or hashes"):
+        load(resigned(body))
+
+
+@pytest.mark.parametrize("forged", [{"partitions": True}, {"partitions": 10**12}, {"range_records": 128.0}])
+def test_a_manifest_of_a_senseless_whole_is_refused(forged: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"altered|partitions|no power"):
+        load(resigned(json.loads(manifest().dump()) | forged))
+
+
+def resigned(body: dict[str, Any]) -> bytes:
+    """A forger's: the hash is right."""
+    del body["sha256"]
+    unsigned = json.dumps(body, sort_keys=True, indent=1).encode() + b"\n"
+    body["sha256"] = hashlib.sha256(unsigned).hexdigest()
+    return json.dumps(body, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def closed_over(tmp_path: Path, forged: bool) -> Path:
+    """An archive with an epoch over 40 credits; where `forged`, of one the amount was changed, and all hashes made
+    anew but those in the epoch."""
+    home = partition_of(SETTLEMENT_KEY.encode(), PARTITIONS)
+    logs: list[list[Record]] = [[] for _ in range(PARTITIONS)]
+    for n in range(40):
+        credit = WalletCredited(
+            wallet=f"w{n}", at_ms=T0, asset="SHIVER", amount_nano=9, external_ref="r", reason="grant", operator="o"
+        )
+        partition = partition_of(credit.key.encode(), PARTITIONS)
+        logs[partition].append(Record(partition, len(logs[partition]), credit.key.encode(), dump(credit)))
+    heads = list[str]()
+    for records in logs:
+        head = b""
+        for record in records:
+            head = chain_link(head, *record)
+        heads.append(head.hex())
+    epoch = EpochClosed(
+        at_ms=T0, epoch=1, cut=tuple(map(len, logs)), heads=tuple(heads), roots=(SHA256,) * PARTITIONS, log_root=SHA256,
+        digest=SHA256, terms=None, payout_root="0x" + SHA256,
+    )  # fmt: skip
+    logs[home].append(Record(home, len(logs[home]), SETTLEMENT_KEY.encode(), dump(epoch)))
+    if forged:
+        logs[1][2] = logs[1][2]._replace(value=logs[1][2].value.replace(b'"amount_nano":9', b'"amount_nano":8'))
+    folder = tmp_path / f"archive-{forged}"
+    make_archive(folder, logs, 4)
+    return folder
+
+
+@pytest.mark.parametrize("arguments", [(), ("--epoch", "1")])
+@pytest.mark.parametrize("forged", [False, True])
+def test_an_export_says_where_its_epoch_was_closed_over_other_records(
+    tmp_path: Path, forged: bool, arguments: tuple[str, ...]
+) -> None:
+    folder, out = closed_over(tmp_path, forged), tmp_path / "x.csv"
+    more = ("--format", "csv", "--out", str(out), "--archive", str(folder), "--no-tail", *arguments)
+    result = CliRunner(env={}).invoke(group, ["export", *more])
+    assert result.exit_code == int(forged), result.output
+    assert ("broken: partition 1 is not what epoch 1 was closed over" in result.stderr) is forged
+    assert len(out.read_text().splitlines()) > 80
+
+
+@pytest.mark.parametrize("wallet_in_partition", [0, 1])
+@pytest.mark.parametrize("forged", [False, True])
+def test_a_statement_says_so_of_its_own_partition(tmp_path: Path, forged: bool, wallet_in_partition: int) -> None:
+    folder = closed_over(tmp_path, forged)
+    wallet = next(f"w{n}" for n in range(40) if partition_of(b"w%d" % n, PARTITIONS) == wallet_in_partition)
+    more = ("--month", "2027-01", "--archive", str(folder), "--no-tail")
+    result = CliRunner(env={}).invoke(group, ["statement", "--wallet", wallet, *more])
+    wrong = forged and wallet_in_partition == 1
+    assert (result.exit_code, "broken: partition 1 is not" in result.stderr) == (int(wrong), wrong), result.output
+    assert "closing balance" in result.stdout
+
+
+def test_verify_names_files_that_the_manifest_does_not(tmp_path: Path) -> None:
+    folder = closed_over(tmp_path, False)
+    made = sorted(folder.glob("partition-00001/*"))
+    stray = made[0].with_name(file_name(1, 400, 404).partition("/")[2])
+    stray.write_bytes(made[0].read_bytes())
+    assert Archive.open(folder).strays() == [stray]
+    result = CliRunner(env={}).invoke(group, ["verify", "--archive", str(folder), "--no-tail"])
+    assert f"not read, since the manifest does not name it: {stray}" in result.stderr
+
+
 def test_a_tail_is_replaced_and_a_hole_refused() -> None:
     made = manifest()
-    longer = ArchivedFile(0, 256, 384, file_name(0, 256, 384), 9, "ab", "cd")
+    longer = ArchivedFile(0, 256, 384, file_name(0, 256, 384), 9, SHA256, SHA256)
     replaced = made.add(longer)
     assert replaced is not None
     assert (replaced.first, replaced.next) == (256, 300)
     for partition, first, following in ((1, 256, 384), (1, 0, 128), (1, 128, 257), (1, 128, 128)):
         with pytest.raises(ValueError, match="does not follow"):
-            made.add(ArchivedFile(partition, first, following, file_name(partition, first, following), 9, "ab", "cd"))
+            made.add(
+                ArchivedFile(
+                    partition, first, following, file_name(partition, first, following), 9, "ab" * 32, "cd" * 32
+                )
+            )
     with pytest.raises(ValueError, match="is not the name"):
-        made.add(ArchivedFile(1, 128, 256, "../elsewhere.parquet", 9, "ab", "cd"))
+        made.add(ArchivedFile(1, 128, 256, "../elsewhere.parquet", 9, SHA256, SHA256))
 
 
 def test_a_folder_without_an_archive_is_said(tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ def test_times_are_utc(at_ms: int) -> None:
     assert begin <= at_ms < end
 
 
-@pytest.mark.parametrize("month", ["2027", "2027-13", "2027-00", "1969-12", "2901-01", "27-01", "2027-1", "2027-01-01"])
+@pytest.mark.parametrize(
+    "month", ["2027", "2027-13", "2027-00", "1969-12", "2901-01", "27-01", "2027-1", "2027-01-01", "\uff12027-01"]
+)
 def test_what_is_no_month_is_said(month: str) -> None:
     with pytest.raises(ValueError, match=r"month|year"):
         month_ms(month)
