@@ -54,7 +54,7 @@ class Connection(HttpToolsProtocol):
         # What came together with the end of a head, or of a body, is not counted.
         self._head_bytes = self._head_bytes + len(data) if self._in_head and not self._moved else 0
         if self._head_bytes > HEAD_BYTES_MAX:
-            self._refuse(_too_large())
+            self._refuse(ApiError("head_too_large"))
         elif self.cycle is None or self.cycle.response_complete:
             self._hurry()
         else:
@@ -76,7 +76,7 @@ class Connection(HttpToolsProtocol):
         if self._declining:
             return
         if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_BYTES_MAX:
-            raise _too_large()
+            raise ApiError("head_too_large")
         self._in_head, self._moved = False, True
         super().on_headers_complete()
 
@@ -142,6 +142,3 @@ class Connection(HttpToolsProtocol):
             self._patience.cancel()
             self._patience = None
 
-
-def _too_large() -> ApiError:
-    return ApiError("invalid_request", f"A request's head has at most {HEAD_BYTES_MAX} bytes.", status=431)

@@ -83,6 +83,8 @@ KEYED = (
 )
 #: What opening a session can be refused with.
 SESSION = (
+    "head_too_large",
+    "request_timeout",
     "request_too_large",
     *KEYED,
     "session_not_allowed",

@@ -85,7 +85,7 @@ def check_length(request: HttpRequest) -> None:
 
 
 async def read_body(request: HttpRequest) -> bytes:
-    """At most BODY_BYTES_MAX bytes in BODY_S, whatever was declared. Raises ApiError: request_too_large, or a 408."""
+    """At most BODY_BYTES_MAX bytes in BODY_S, whatever was declared. Raises ApiError: request_too_large, request_timeout."""
     parts: list[bytes] = []
     size = 0
     try:
@@ -96,6 +96,5 @@ async def read_body(request: HttpRequest) -> bytes:
                     raise ApiError("request_too_large")
                 parts.append(part)
     except TimeoutError:
-        late = f"The request body did not come within {BODY_S:.0f} s."
-        raise ApiError("invalid_request", late, status=408, headers={"connection": "close"}) from None
+        raise ApiError("request_timeout", headers={"connection": "close"}) from None
     return b"".join(parts)

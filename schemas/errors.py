@@ -39,6 +39,8 @@ _OURS = "api_error"
 _BARRED = "permission_error"
 
 TABLE: dict[str, ErrorRow] = {
+    "head_too_large": ErrorRow(431, _FORM, "The request's head is larger than 64 KiB."),
+    "request_timeout": ErrorRow(408, _FORM, "The request body did not come in time.", retryable=True, retry_after_s=1),
     "request_too_large": ErrorRow(413, _FORM, "The request body is larger than 1 MiB."),
     "missing_api_key": ErrorRow(401, _KEY, "No API key: send Authorization: Bearer shvr_..., or X-API-Key."),
     "conflicting_api_keys": ErrorRow(400, _FORM, "Authorization and X-API-Key hold two different keys: send one."),
