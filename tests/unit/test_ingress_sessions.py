@@ -251,7 +251,7 @@ async def test_the_description_has_the_call(http: httpx.AsyncClient) -> None:
     document = (await http.get("/openapi.json")).json()
     operation = document["paths"]["/v1/sessions"]["post"]
     assert operation["requestBody"]["required"] is False
-    assert set(operation["responses"]) == {"200", "400", "401", "403", "413", "429", "500", "503"}
+    assert set(operation["responses"]) == {"200", "400", "401", "403", "408", "413", "429", "431", "500", "503"}
     form = document["components"]["schemas"]["SessionRequest"]
     assert form["additionalProperties"] is False
     assert form["properties"]["models"]["anyOf"][0]["items"]["enum"] == ["m", "embed", "other"]

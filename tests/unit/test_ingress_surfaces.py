@@ -144,7 +144,7 @@ async def test_the_description_names_the_statuses_of_the_path(path: str, http: h
     document = (await http.get("/openapi.json")).json()
     operation = document["paths"][path]["post"]
     own = {"404"} if path == V3 else {"422", "502"}
-    common = {"200", "400", "401", "402", "403", "413", "429", "500", "503"}
+    common = {"200", "400", "401", "402", "403", "408", "413", "429", "431", "500", "503"}
     assert set(operation["responses"]) == common | own
     name = operation["responses"]["401"]["content"]["application/json"]["schema"]["allOf"][0]["$ref"]
     name = name.rpartition("/")[2]
