@@ -85,7 +85,10 @@ def check_length(request: HttpRequest) -> None:
 
 
 async def read_body(request: HttpRequest) -> bytes:
-    """At most BODY_BYTES_MAX bytes in BODY_S, whatever was declared. Raises ApiError request_too_large, request_timeout."""
+    """At most BODY_BYTES_MAX bytes in BODY_S, whatever was declared.
+
+    Raises ApiError: request_too_large, request_timeout.
+    """
     parts: list[bytes] = []
     size = 0
     try:
