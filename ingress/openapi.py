@@ -74,7 +74,7 @@ class Call(NamedTuple):
 
 _HEADERS_TEXT = (
     " Parameters that have no effect here are taken and named in the header `x-shiver-ignored`; with the request "
-    "header `x-shiver-strict: 1` they are refused with 400."
+    "header `x-shiver-strict: 1` they are refused."
 )
 CALLS: list[Call] = [
     Call(

@@ -49,7 +49,6 @@ from ingress.dialects.rules import SOME, at_most, either, extra, given, having, 
 from schemas.errors import ApiError
 from schemas.jobs import IMAGES_MAX, TOOLS_MAX, TOP_LOGPROBS_MAX, Sampling
 
-_ITEM_IDLE: Mapping[str, tuple[Any, ...]] = {"id": (), "status": ("completed",), "annotations": ([],)}
 LOGPROBS = "message.output_text.logprobs"
 
 

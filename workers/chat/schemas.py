@@ -135,7 +135,7 @@ class Converter:
 
     def _value(self, schema: Any, where: tuple[str, ...]) -> Alternative:
         if len(where) > DEPTH_MAX * 2:
-            raise BadSchema(where, f"it is deeper than {DEPTH_MAX} schemas")
+            raise BadSchema(where, f"it is deeper than {DEPTH_MAX * 2} keywords")
         if schema is True:
             return (self.generic("value"),)
         if schema is False:
