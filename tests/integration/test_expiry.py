@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import asyncpg
@@ -309,6 +310,16 @@ async def test_c7_admission_opens_when_the_books_have_caught_up_and_lost_holds_a
     assert await world.is_free()
 
 
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """aiokafka leaves its first connection to the garbage collector where `start` is cancelled while it asks for the
+    cluster's metadata. It is collected here, and not in a test that knows nothing of it."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("tokens", [0, 2])
 async def test_c2_a_sweep_cut_off_anywhere_is_finished_by_the_next(world: World, tokens: int) -> None:
     rid = await world.admit()
