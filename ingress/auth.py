@@ -25,8 +25,11 @@ def key_of(headers: Headers) -> keys.ApiKey:
 
 def given(headers: Headers) -> str | None:
     """What stands in the headers where a key does; None for nothing. Raises ApiError conflicting_api_keys."""
-    scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    found = {text.strip() for text in (bearer if scheme.lower() == "bearer" else "", headers.get("x-api-key", ""))}
+    found = {text.strip() for text in headers.getlist("x-api-key")}
+    for text in headers.getlist("authorization"):
+        scheme, _, bearer = text.partition(" ")
+        if scheme.lower() == "bearer":
+            found.add(bearer.strip())
     found.discard("")
     if len(found) > 1:
         raise ApiError("conflicting_api_keys")
