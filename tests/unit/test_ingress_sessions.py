@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 
 from ingress.admission import Session
 from ingress.app import create_app
@@ -168,7 +169,7 @@ async def test_a_session_opens_none_and_reads_no_usage(http: httpx.AsyncClient, 
 
 def test_only_a_session_is_asked_with_the_page_that_sent_it() -> None:
     for text, origin in ((TOKEN, PAGE), (KEY, None)):
-        assert key_of(httpx.Headers({"x-api-key": text, "origin": PAGE})).origin == origin  # type: ignore[arg-type]
+        assert key_of(Headers({"x-api-key": text, "origin": PAGE})).origin == origin
 
 
 NODE = [
